@@ -107,7 +107,7 @@ def _backends() -> list[str]:
 
 def _ranks() -> list[str]:
     registries = (
-        "bitrank.spec.rules:RANK_RULES",
+        "bitrank.spec.named_rank_rules:RANK_RULES",
         "bitrank_adapters:SCALE_POLICIES",
         "bitrank.spec.inits:INITS",
         "bitrank.spec.learning:LEARNING",

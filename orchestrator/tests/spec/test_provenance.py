@@ -79,7 +79,7 @@ def test_a_changed_rule_makes_only_its_arms_stale(rules) -> None:
 def test_a_changed_rule_of_the_budget_makes_the_planned_arm_stale(rules) -> None:
     before = {name: code_of(name) for name in CONFIGS}
     text = rules.read_text()
-    rules.write_text(text.replace("class FixedRank(_Lora):", "class FixedRank(_Lora):\n    changed = True\n"))
+    rules.write_text(text.replace("class FixedRank(Lora):", "class FixedRank(Lora):\n    changed = True\n"))
     assert rules.read_text() != text
     changed = {name for name in CONFIGS if code_of(name) != before[name]}
     of_fixed_rank = {

@@ -7,7 +7,7 @@ import json
 import pytest
 from bitrank.errors import UserError
 from bitrank.spec.configs import CONFIGS, DEFAULT_CONFIGS, Config, find_config
-from bitrank.spec.rules import RANK_RULES
+from bitrank.spec.named_rank_rules import RANK_RULES
 from bitrank.spec.tiny_models import TINY
 from bitrank_adapters import AdapterScale, adapted
 from bitrank_quant import block_matrices, weight_matrices

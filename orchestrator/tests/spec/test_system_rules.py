@@ -15,7 +15,8 @@ from bitrank.spec.configs import CONFIGS, ENCODER_DECODER, Config, PlannedArm
 from bitrank.spec.inits import INITS
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import PROFILES
-from bitrank.spec.system_rules import DecomposedRank, DynamicRank, PooledRank
+from bitrank.spec.pruned_rules import DynamicRank
+from bitrank.spec.system_rules import DecomposedRank, PooledRank
 from bitrank.spec.tiny_models import TINY
 from bitrank_adapters import AdapterScale, ResidualStart
 from bitrank_quant import FORMATS, OVERRIDES, QUANTIZERS, block_matrices

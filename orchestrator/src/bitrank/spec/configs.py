@@ -2,39 +2,24 @@
 
 A :class:`Config` fixes formats and ranks by rules. A :class:`PlannedArm` names a request for a plan: a
 planner chooses formats and ranks for each model and task, before the run
-(:mod:`bitrank.planning.planned_arms`).
+(:mod:`bitrank.planning.planned_arms`). The arms of published systems are in :mod:`bitrank.spec.systems`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from bitrank.errors import UserError, unknown
-from bitrank.spec import rules, system_rules
+from bitrank.spec import rules
+from bitrank.spec.config import Config
+from bitrank.spec.named_rank_rules import RANK_RULES
 from bitrank.spec.plan_file import read_plan
-from bitrank.spec.rule_interface import PrecisionRule, RankRule
-
-
-@dataclass(frozen=True)
-class Config:
-    """One arm of the study: a precision rule and a rank rule."""
-
-    precision: PrecisionRule
-    rank: RankRule
-    family: str  # "baseline", "joint", "encoder-decoder" or "system"
-    about: str = ""
-    source: str = ""  # the publication that the arm follows; empty for an arm of this project
-    settings: Mapping[str, Any] = field(default_factory=dict)  # defaults of the run's fields, such as init
-
-    def as_data(self) -> dict[str, Any]:
-        """The arm as plain data. The spec contains it, so a changed arm changes the ids of its runs.
-
-        The spec contains the fields in ``settings`` themselves.
-        """
-        return {"precision": _rule_data(self.precision), "rank": _rule_data(self.rank)}
+from bitrank.spec.pruned_rules import AdaptiveRank
+from bitrank.spec.rule_interface import RankRule
+from bitrank.spec.systems import ENCODER_DECODER, SYSTEM, SYSTEMS
 
 
 @dataclass(frozen=True)
@@ -89,13 +74,7 @@ class PlannedArm:
 Arm = Config | PlannedArm
 
 
-def _rule_data(rule: PrecisionRule | RankRule) -> dict[str, Any]:
-    return {"rule": type(rule).__name__, **asdict(rule)}  # type: ignore[call-overload]
-
-
 _UNREQUESTED = ("about", "family", "source")  # fields of a planned arm that change no plan
-ENCODER_DECODER = "encoder-decoder"  # family of the arms for models with an encoder and a decoder
-SYSTEM = "system"  # family of the published systems that studies compare with; docs/systems.md describes them
 CONFIGS: dict[str, Arm] = {
     "B-FP": Config(
         rules.Sixteen(), rules.FixedRank(8), "baseline", "LoRA in 16 bits", "LoRA; Hu et al. 2022"
@@ -109,17 +88,15 @@ CONFIGS: dict[str, Arm] = {
     ),
     "B-Ada": Config(
         rules.Sixteen(),
-        rules.AdaptiveRank(12, 4),
+        AdaptiveRank(12, 4),
         "baseline",
         "AdaLoRA in 16 bits",
         "AdaLoRA; Zhang et al. 2023",
     ),
-    "Joint-1": Config(
-        rules.BlocksIn("nf4-dq"), rules.AdaptiveRank(12, 4), "joint", "NF4 blocks with AdaLoRA"
-    ),
+    "Joint-1": Config(rules.BlocksIn("nf4-dq"), AdaptiveRank(12, 4), "joint", "NF4 blocks with AdaLoRA"),
     "Joint-2": Config(
         rules.EdgesHigh("int8", "nf4-dq"),
-        rules.AdaptiveRank(12, 4),
+        AdaptiveRank(12, 4),
         "joint",
         "int8 at the edges, NF4 between, AdaLoRA",
     ),
@@ -138,93 +115,7 @@ CONFIGS: dict[str, Arm] = {
         "joint exact plan of bits and ranks in the bytes of B-Q4",
         ranks=(8, 12, 16, 24, 32, 48, 64),
     ),
-    "Encoder-8": Config(
-        rules.EncoderHigh("int8", "nf4-dq"),
-        rules.FixedRank(8),
-        ENCODER_DECODER,
-        "encoder int8, decoder NF4, rank 8",
-    ),
-    "Cross-8": Config(
-        rules.CrossAttentionHigh("int8", "nf4-dq"),
-        rules.FixedRank(8),
-        ENCODER_DECODER,
-        "cross-attention int8, the rest of the blocks NF4, rank 8",
-    ),
-    "LoRA-Attention": Config(
-        rules.BlocksIn("nf4-dq"),
-        rules.RankOn("attention", 8),
-        SYSTEM,
-        "NF4 blocks, adapters of rank 8 on attention only",
-        "selective LoRA; Hu et al. 2022, section 4.2",
-    ),
-    "LoRA-FFN": Config(
-        rules.BlocksIn("nf4-dq"),
-        rules.RankOn("ffn", 8),
-        SYSTEM,
-        "NF4 blocks, adapters of rank 8 on feed-forward parts only",
-        "selective LoRA; He et al. 2022, section 4.4",
-    ),
-    "rsLoRA-Q4": Config(
-        rules.BlocksIn("nf4-dq"),
-        rules.FixedRank(32),  # at rank 8 every scale policy has the same scale
-        SYSTEM,
-        "NF4 blocks, rank 32, scale of an adapter by 1/√r",
-        "rsLoRA; Kalajdzievski 2023",
-        {"scale_policy": "rslora"},
-    ),
-    "LoftQ-Q4": Config(
-        rules.BlocksIn("nf4-dq"),
-        rules.FixedRank(8),
-        SYSTEM,
-        "NF4 blocks, adapters start as the residual of quantization",
-        "LoftQ; Li et al. 2024",
-        {"init": "loftq"},
-    ),
-    "LQ-LoRA-Q4": Config(
-        rules.BlocksIn("nf4-dq"),
-        rules.FixedRank(8),
-        SYSTEM,
-        "NF4 blocks, adapters start as the residual weighted by the Fisher information",
-        "LQ-LoRA; Guo et al. 2024, section 3.3",
-        {"init": "lq-lora"},
-    ),
-    "PiSSA-Q4": Config(
-        rules.BlocksIn("nf4-dq"),
-        rules.FixedRank(8),
-        SYSTEM,
-        "NF4 of each matrix without its 8 largest singular triplets, which the adapter starts as",
-        "PiSSA; Meng et al. 2024",
-        {"init": "pissa"},
-    ),
-    "GPTQ-Q4": Config(
-        rules.BlocksIn("int4-g64"),
-        rules.FixedRank(8),
-        SYSTEM,
-        "int4 blocks by GPTQ, rank 8",
-        "GPTQ; Frantar et al. 2023",
-        {"quantizer": "gptq"},
-    ),
-    "DoRA-Weight-Q4": Config(
-        rules.BlocksIn("nf4-dq"),
-        system_rules.DecomposedRank(8),
-        SYSTEM,
-        "NF4 blocks, adapters of rank 8 on the direction of each row, and a trained length per row",
-        "DoRA, weight-decomposed; Liu et al. 2024",
-    ),
-    "DoRA-Dynamic-Q4": Config(
-        rules.BlocksIn("nf4-dq"),
-        system_rules.DynamicRank(12, 8),
-        SYSTEM,
-        "NF4 blocks, rank 12 pruned to a mean of 8 by the norms of rank-one components",
-        "DoRA, dynamic rank; Mao et al. 2024",
-    ),
-    "QA-LoRA-Q4": Config(
-        rules.BlocksIn("int4-g32"),
-        system_rules.PooledRank(8, 32),
-        SYSTEM,
-        "int4 blocks in groups of 32, adapters of rank 8 on sums over groups, which merge exactly",
-        "QA-LoRA; Xu et al. 2024",
-    ),
+    **SYSTEMS,
 }
 _SPECIAL = (ENCODER_DECODER, SYSTEM)
 # Arms of the study that every model supports, and of the matrix unless others are given.
@@ -281,7 +172,7 @@ def _rank_rule_of(plan: Mapping[str, Any], source: str) -> RankRule:
         raise UserError(f"{source} is not a plan: it has adaptive and rank_rule; remove one")
     try:
         if adaptive:
-            return rules.AdaptiveRank(**adaptive)
+            return AdaptiveRank(**adaptive)
         return _named_rule(**named) if named else rules.GivenRanks(plan["ranks"])
     except TypeError as error:
         raise UserError(
@@ -291,6 +182,6 @@ def _rank_rule_of(plan: Mapping[str, Any], source: str) -> RankRule:
 
 
 def _named_rule(name: str, rank: int) -> RankRule:
-    if name not in rules.RANK_RULES:
-        raise unknown("rank rule", name, rules.RANK_RULES)
-    return rules.RANK_RULES[name].make(rank)
+    if name not in RANK_RULES:
+        raise unknown("rank rule", name, RANK_RULES)
+    return RANK_RULES[name].make(rank)

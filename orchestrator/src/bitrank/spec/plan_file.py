@@ -14,7 +14,7 @@ from bitrank_data import write_atomically
 from bitrank.errors import UserError, shortened
 from bitrank.spec.fields import About, Count, OneOf, PlannedRank, Rank, Text, one_of
 from bitrank.spec.inits import INITS
-from bitrank.spec.rules import RANK_RULES
+from bitrank.spec.named_rank_rules import RANK_RULES
 
 if TYPE_CHECKING:  # plans are read without loading torch
     from bitrank_planner import Plan

@@ -22,13 +22,15 @@ from bitrank.errors import UserError
 RUN = "bitrank.run.train_run"  # a run's code is every module that this one imports, directly or not
 PLANNING = "bitrank.planning.planned_arms"  # the code that makes the plan of a planned arm
 _OWN = "bitrank"
-_RULES = ("bitrank.spec.rules", "bitrank.spec.system_rules")
+_RULES = ("bitrank.spec.rules", "bitrank.spec.pruned_rules", "bitrank.spec.system_rules")
 _SOURCES = {".py", ".c", ".h"}
 
 # Imported modules that cannot change a number of a run, with the reason. All others are hashed.
 CHANGES_NO_NUMBER = {
     "bitrank": "the version, and the names that other programs import",
     "bitrank.spec.configs": "its result is the arm, which is part of the spec and checked before a run",
+    "bitrank.spec.config": "an arm, which is part of the spec",
+    "bitrank.spec.systems": "arms, each of which is part of the spec of its runs",
     "bitrank.spec.fields": "types and limits of fields, which change no value",
     "bitrank.spec.validation": "rejects values, and changes none",
     "bitrank.spec.plan_file": "its values are the arm, which is part of the spec",
@@ -37,6 +39,8 @@ CHANGES_NO_NUMBER = {
     "bitrank.run.notices": "the wording of notices",
     "bitrank.spec.provenance": "hashes the code, and runs none of it",
     "bitrank.spec.rules": "code_id hashes single rules, so that a new rule does not outdate other results",
+    "bitrank.spec.named_rank_rules": "its rules are the arm, which is part of the spec",
+    "bitrank.spec.pruned_rules": "code_id hashes single rules, as those of bitrank.spec.rules",
     "bitrank.spec.system_rules": "code_id hashes single rules, as those of bitrank.spec.rules",
     "bitrank.spec.run_spec": "its values are the spec, and so part of its id",
 }

@@ -1,19 +1,19 @@
 """Precision and rank rules of a config: one small dataclass per rule.
 
 A precision rule assigns a format to every matrix. A rank rule assigns a rank to every block matrix and
-attaches the adapters. Rules read descriptions of matrices (name, role, layer, shape) and no weights. Rules of
-published systems are in :mod:`~bitrank.spec.system_rules`.
+attaches the adapters. Rules read descriptions of matrices (name, role, layer, shape) and no weights. Rules
+that prune ranks are in :mod:`~bitrank.spec.pruned_rules`, other rules of published systems in
+:mod:`~bitrank.spec.system_rules`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from bitrank.errors import UserError
-from bitrank.spec.rule_interface import Adapters, Bits, RankRule, Ranks
+from bitrank.spec.rule_interface import Adapters, Bits, Ranks
 
 if TYPE_CHECKING:  # the command line reads configs without importing torch
     from bitrank_adapters import AdapterScale
@@ -22,7 +22,6 @@ if TYPE_CHECKING:  # the command line reads configs without importing torch
     from torch import nn
 
     from bitrank.spec.adapter_hook import AdapterHook, Attached
-    from bitrank.spec.inits import Init
 
 SIXTEEN = "bf16"
 _PARTS = {"attention": ("attention", "cross-attention"), "ffn": ("ffn",)}  # of a block: roles of its matrices
@@ -130,7 +129,7 @@ class GivenBits:
         return {**dict.fromkeys((m.name for m in matrices), SIXTEEN), **self.formats}
 
 
-class _Lora(Adapters):
+class Lora(Adapters):
     """LoRA with fixed ranks."""
 
     def attach(
@@ -157,7 +156,7 @@ class _Lora(Adapters):
 
 
 @dataclass(frozen=True)
-class FixedRank(_Lora):
+class FixedRank(Lora):
     """The same rank everywhere (LoRA)."""
 
     rank: int
@@ -167,7 +166,7 @@ class FixedRank(_Lora):
 
 
 @dataclass(frozen=True)
-class RankByRole(_Lora):
+class RankByRole(Lora):
     """A rank by role, such as attention and FFN (LoRA with PEFT's ``rank_pattern``).
 
     Cross-attention is attention, unless it has a rank of its own.
@@ -182,7 +181,7 @@ class RankByRole(_Lora):
 
 
 @dataclass(frozen=True)
-class RankOn(_Lora):
+class RankOn(Lora):
     """The same rank on one ``part`` of every block, ``attention`` or ``ffn``, and no adapter elsewhere."""
 
     part: str
@@ -196,88 +195,13 @@ class RankOn(_Lora):
 
 
 @dataclass(frozen=True)
-class GivenRanks(_Lora):
+class GivenRanks(Lora):
     """A rank plan from a file; matrices that it does not name, or with rank 0, get no adapter."""
 
     plan: Mapping[str, int]
 
     def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
         return dict(self.plan)
-
-
-PRUNED_PRINCIPAL = (
-    "pruning a rank would remove a part of the matrix itself, which the adapter starts as; give "
-    "init=default, loftq or lq-lora"
-)
-
-
-@dataclass(frozen=True)
-class ReducedRank(_Lora):
-    """LoRA at ``times`` × ``rank``, reduced at the end to as many numbers as a uniform ``rank`` has."""
-
-    rank: int
-    times: int = 4
-
-    def refusal(self, init: Init) -> str | None:
-        return PRUNED_PRINCIPAL if init.principal else None
-
-    def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
-        return {m.name: min(self.times * self.rank, *m.shape) for m in blocks}
-
-    def _hook(self, adapted: PeftModel, total_steps: int) -> AdapterHook:
-        from bitrank_adapters import ReducedRanks
-
-        return ReducedRanks(adapted, self.rank, total_steps)
-
-
-@dataclass(frozen=True)
-class AdaptiveRank(Adapters):
-    """AdaLoRA: every rank starts at ``init_r`` and the mean rank ends at ``target_r``.
-
-    ``shrink`` removes pruned ranks from memory when AdaLoRA stops pruning.
-    """
-
-    init_r: int
-    target_r: int
-    shrink: bool = False
-    triplets: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_schedule(self.init_r, self.target_r)
-
-    def refusal(self, init: Init) -> str | None:
-        return PRUNED_PRINCIPAL if init.principal else None
-
-    def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
-        return {m.name: self.init_r for m in blocks}
-
-    def attach(
-        self,
-        model: nn.Module,
-        ranks: Ranks,
-        *,
-        total_steps: int,
-        scale: AdapterScale,
-        heads: list[str],
-        seed: int,
-    ) -> Attached:
-        from bitrank_adapters import AdaLora, AdaLoraRanks, ShrinkingRanks, attach_adalora
-
-        from bitrank.spec.adapter_hook import Attached
-
-        schedule = AdaLora(self.init_r, self.target_r)
-        adapted = attach_adalora(
-            model, list(ranks), schedule, total_steps=total_steps, scale=scale, heads=heads, seed=seed
-        )
-        hook = ShrinkingRanks if self.shrink else AdaLoraRanks
-        return Attached(adapted, hook(adapted))
-
-
-def check_schedule(init_r: int, target_r: int) -> None:
-    if not 1 <= target_r < init_r:
-        raise UserError(
-            f"adaptive rank needs 1 ≤ target_r < init_r, got init_r={init_r} and target_r={target_r}"
-        )
 
 
 def _in_block(matrix: WeightMatrix) -> bool:
@@ -307,19 +231,3 @@ def _blocks_of_two_stacks(matrices: Sequence[WeightMatrix]) -> dict[str, str]:
             f"decoder; this model has {found}. Give another config, such as B-Q4"
         )
     return sides
-
-
-@dataclass(frozen=True)
-class NamedRankRule:
-    """A rule that a plan file can name as ``rank_rule``; ``make`` takes the rank."""
-
-    about: str
-    make: Callable[[int], RankRule]
-
-
-RANK_RULES: dict[str, NamedRankRule] = {
-    "uniform": NamedRankRule("the same rank on every matrix of the blocks", FixedRank),
-    "attention-only": NamedRankRule("on attention, no adapter elsewhere", partial(RankOn, "attention")),
-    "ffn-only": NamedRankRule("on feed-forward parts, no adapter elsewhere", partial(RankOn, "ffn")),
-    "train-then-reduce": NamedRankRule("at 4 × the rank, then the largest directions are kept", ReducedRank),
-}

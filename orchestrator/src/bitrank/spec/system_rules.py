@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from bitrank.errors import UserError
-from bitrank.spec.rule_interface import Adapters, Bits, Ranks
-from bitrank.spec.rules import PRUNED_PRINCIPAL, SIXTEEN, FixedRank, check_schedule
+from bitrank.spec.rule_interface import Bits, Ranks
+from bitrank.spec.rules import SIXTEEN, FixedRank
 
 if TYPE_CHECKING:  # the command line reads configs without importing torch
     from bitrank_adapters import AdapterScale
-    from bitrank_quant import WeightMatrix
     from torch import nn
 
     from bitrank.spec.adapter_hook import Attached
@@ -23,7 +22,8 @@ if TYPE_CHECKING:  # the command line reads configs without importing torch
 class DecomposedRank(FixedRank):
     """The same rank everywhere on the direction of each row, and a trained length per row.
 
-    This is DoRA of Liu et al. 2024, by PEFT. :class:`DynamicRank` is the other method of that name.
+    This is DoRA of Liu et al. 2024, by PEFT. :class:`~bitrank.spec.pruned_rules.DynamicRank` is the
+    other method of that name.
     """
 
     def trained_numbers(self, shape: Sequence[int], rank: int) -> int:
@@ -96,44 +96,3 @@ class PooledRank(FixedRank):
 
         adapted = attach_pooled(model, ranks, self.group, scale=scale, heads=heads, seed=seed)
         return Attached(adapted, PooledRanks(adapted))
-
-
-@dataclass(frozen=True)
-class DynamicRank(Adapters):
-    """Every rank starts at ``init_r``; rank-one components are pruned to a mean rank of ``target_r``.
-
-    This is DoRA of Mao et al. 2024. :class:`DecomposedRank` is the other method of that name.
-    """
-
-    init_r: int
-    target_r: int
-    triplets: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_schedule(self.init_r, self.target_r)
-
-    def refusal(self, init: Init) -> str | None:
-        return PRUNED_PRINCIPAL if init.principal else None
-
-    def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
-        return {m.name: self.init_r for m in blocks}
-
-    def attach(
-        self,
-        model: nn.Module,
-        ranks: Ranks,
-        *,
-        total_steps: int,
-        scale: AdapterScale,
-        heads: list[str],
-        seed: int,
-    ) -> Attached:
-        from bitrank_adapters import Dynamic, DynamicRanks, attach_dynamic
-
-        from bitrank.spec.adapter_hook import Attached
-
-        schedule = Dynamic(self.init_r, self.target_r)
-        adapted = attach_dynamic(
-            model, list(ranks), schedule, total_steps=total_steps, scale=scale, heads=heads, seed=seed
-        )
-        return Attached(adapted, DynamicRanks(adapted))

@@ -1,0 +1,131 @@
+"""Rank rules that start with more ranks than they keep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from bitrank.errors import UserError
+from bitrank.spec.rule_interface import Adapters, Ranks
+from bitrank.spec.rules import Lora
+
+if TYPE_CHECKING:  # the command line reads configs without importing torch
+    from bitrank_adapters import AdapterScale
+    from bitrank_quant import WeightMatrix
+    from peft import PeftModel
+    from torch import nn
+
+    from bitrank.spec.adapter_hook import AdapterHook, Attached
+    from bitrank.spec.inits import Init
+
+
+def refuse_principal(init: Init) -> str | None:
+    """The reason why adapters whose ranks are pruned cannot start by ``init``; None if they can."""
+    if not init.principal:
+        return None
+    return (
+        "pruning a rank would remove a part of the matrix itself, which the adapter starts as; give "
+        "init=default, loftq or lq-lora"
+    )
+
+
+@dataclass(frozen=True)
+class ReducedRank(Lora):
+    """LoRA at ``times`` × ``rank``, reduced at the end to as many numbers as a uniform ``rank`` has."""
+
+    rank: int
+    times: int = 4
+
+    def refusal(self, init: Init) -> str | None:
+        return refuse_principal(init)
+
+    def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
+        return {m.name: min(self.times * self.rank, *m.shape) for m in blocks}
+
+    def _hook(self, adapted: PeftModel, total_steps: int) -> AdapterHook:
+        from bitrank_adapters import ReducedRanks
+
+        return ReducedRanks(adapted, self.rank, total_steps)
+
+
+@dataclass(frozen=True)
+class PrunedRank(Adapters):
+    """Every rank starts at ``init_r``; rank-one components are pruned to a mean rank of ``target_r``."""
+
+    init_r: int
+    target_r: int
+    triplets: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.target_r < self.init_r:
+            raise UserError(
+                f"adaptive rank needs 1 ≤ target_r < init_r, got init_r={self.init_r} and "
+                f"target_r={self.target_r}"
+            )
+
+    def refusal(self, init: Init) -> str | None:
+        return refuse_principal(init)
+
+    def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
+        return {m.name: self.init_r for m in blocks}
+
+
+@dataclass(frozen=True)
+class AdaptiveRank(PrunedRank):
+    """AdaLoRA: components are pruned by their smoothed sensitivity and its variation.
+
+    ``shrink`` removes pruned ranks from memory when AdaLoRA stops pruning.
+    """
+
+    shrink: bool = False
+
+    def attach(
+        self,
+        model: nn.Module,
+        ranks: Ranks,
+        *,
+        total_steps: int,
+        scale: AdapterScale,
+        heads: list[str],
+        seed: int,
+    ) -> Attached:
+        from bitrank_adapters import AdaLora, AdaLoraRanks, ShrinkingRanks, attach_adalora
+
+        from bitrank.spec.adapter_hook import Attached
+
+        schedule = AdaLora(self.init_r, self.target_r)
+        adapted = attach_adalora(
+            model, list(ranks), schedule, total_steps=total_steps, scale=scale, heads=heads, seed=seed
+        )
+        hook = ShrinkingRanks if self.shrink else AdaLoraRanks
+        return Attached(adapted, hook(adapted))
+
+
+@dataclass(frozen=True)
+class DynamicRank(PrunedRank):
+    """Components are pruned by their norm, on a schedule.
+
+    This is DoRA of Mao et al. 2024. :class:`~bitrank.spec.system_rules.DecomposedRank` is the other method of
+    that name.
+    """
+
+    def attach(
+        self,
+        model: nn.Module,
+        ranks: Ranks,
+        *,
+        total_steps: int,
+        scale: AdapterScale,
+        heads: list[str],
+        seed: int,
+    ) -> Attached:
+        from bitrank_adapters import Dynamic, DynamicRanks, attach_dynamic
+
+        from bitrank.spec.adapter_hook import Attached
+
+        schedule = Dynamic(self.init_r, self.target_r)
+        adapted = attach_dynamic(
+            model, list(ranks), schedule, total_steps=total_steps, scale=scale, heads=heads, seed=seed
+        )
+        return Attached(adapted, DynamicRanks(adapted))
