@@ -7,8 +7,11 @@ import json
 import pytest
 from bitrank.errors import UserError
 from bitrank.spec.configs import CONFIGS, DEFAULT_CONFIGS, Config, find_config
+from bitrank.spec.inits import INITS
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.named_rank_rules import RANK_RULES
 from bitrank.spec.plan_file import save_plan, valid_plan
+from bitrank.spec.profiles import PROFILES
 from bitrank.spec.tiny_models import TINY
 from bitrank_adapters import AdapterScale, adapted
 from bitrank_quant import block_matrices, weight_matrices
@@ -178,6 +181,37 @@ def test_every_named_rule_survives_saving_and_its_data_is_part_of_the_spec(tmp_p
             **parameters,
             **({"part": data["part"]} if "part" in data else {}),
         }
+
+
+FORMATS = ("bf16", "nf4-dq", "int4-g32", "int4-g64", "int8", "fp8", "noise16-int4-g32")
+FITTING = {"qa-lora": {"int4-g32"}, "scales-only": {"int4-g32", "int4-g64", "int8"}}
+REFUSED_STARTS = {
+    "train-then-reduce": {"pissa"},
+    "dora-dynamic": {"pissa"},
+    "qa-lora": {"loftq", "lq-lora", "pissa"},
+    "scales-only": {"loftq", "lq-lora", "pissa"},
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_rules_of_plans_combine_with_formats_and_starts_or_are_refused(name: str, tmp_path) -> None:
+    """The expected refusals are written apart from the code that decides them."""
+    path = tmp_path / "mine.json"
+    save_plan({"precision": {}, "ranks": {}, "rank_rule": {"name": name, **NAMED[name]}}, path)
+    rule = find_config("-", str(path)).rank
+    for text in FORMATS:
+        if text in FITTING.get(name, FORMATS):
+            rule.check_formats({"a": text}, {"a": 4})
+        else:
+            with pytest.raises(UserError, match=r"give|expected a format such as"):
+                rule.check_formats({"a": text}, {"a": 4})
+    for init in INITS:
+        given = {"plan": str(path), "init": init}
+        if init in REFUSED_STARTS.get(name, ()):
+            with pytest.raises(UserError, match=f"mine does not combine with init={init}: .* give init="):
+                make_spec(PROFILES["smoke"], "", "toy_articles", given)
+        else:
+            assert make_spec(PROFILES["smoke"], "", "toy_articles", given).init == init
 
 
 @pytest.mark.parametrize(
