@@ -4,16 +4,16 @@
 
 int2 to int6 in groups of 64, on all block matrices, on attention and on the feed-forward parts, each beside
 its stand-in ``noise16-…`` (16-bit weights plus noise of the same second moment per group). No training, plain
-rounding, embeddings and heads in 16 bits; a classifier's head is fitted to the features first. The added loss
-is that over the unquantized model, on held-out training texts. fp8 and int8 are compared on all blocks. Each
-model's section of docs/results/stand-ins.md is written when it is measured.
+rounding, embeddings and heads in 16 bits; a classifier's head is fitted to the features first. Added loss and
+divergence are those from the unquantized model, on held-out training texts. fp8 and int8 are compared on all
+blocks. Each model's section of docs/results/stand-ins.md is written when it is measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +21,12 @@ import torch
 from bitrank.sensitivity.calibration import Calibration, calibration
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank_data import Batch
+from bitrank_data import IGNORED, Batch
 from bitrank_quant import WeightMatrix, block_matrices, parse_format, swap_weights, with_weight
 from bitrank_quant.sensitivity import modules_of, stored_in
 from harness import replace_section, table
 from scipy.stats import spearmanr
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "stand-ins.md"
@@ -41,36 +41,52 @@ FLOOR = 0.01  # nats: ratios of smaller differences are mostly noise of the samp
 
 
 @dataclass(frozen=True)
+class Added:
+    """Added ``loss`` and ``divergence`` from the unquantized model, in nats of a label."""
+
+    loss: float
+    divergence: float
+
+
+@dataclass(frozen=True)
 class Row:
-    """Added loss in nats of a format and of its stand-in, on one part of the blocks."""
+    """A format and its stand-in on one part of the blocks."""
 
     text: str
     part: str
-    real: float
-    imitated: float
+    real: Added
+    imitated: Added
 
 
 class Bench:
-    """An unquantized model whose block matrices can be replaced, and its loss on fixed texts."""
+    """An unquantized model whose block matrices can be replaced, evaluated on fixed texts."""
 
     def __init__(self, ready: Calibration, batches: Sequence[Batch]) -> None:
         self._ready, self._batches = ready, batches
         self.blocks = block_matrices(ready.model)
         self._plain = {m.name: modules_of(ready.model, m.name, ready.matrices) for m in self.blocks}
-        self.base = self.loss()
+        self._logs = [logs_NC for logs_NC, _ in self._predictions()]
+        self.base = self._evaluated().loss
 
     @torch.no_grad()
-    def loss(self) -> float:
-        """Mean loss in nats of a label."""
-        total, count = 0.0, 0
+    def _predictions(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Log-probabilities and labels of every batch, without positions that have no label."""
         for batch in self._batches:
             logits_NC, labels_N = self._ready.forward(self._ready.model, batch)
-            total += float(F.cross_entropy(logits_NC.float(), labels_N, ignore_index=-100, reduction="sum"))
-            count += int((labels_N != -100).sum())
-        return total / count
+            kept = labels_N != IGNORED
+            yield F.log_softmax(logits_NC[kept].float(), dim=-1), labels_N[kept]
 
-    def added(self, text: str, parts: Sequence[str]) -> dict[str, float]:
-        """The loss that the format ``text`` adds on each of ``parts``."""
+    def _evaluated(self) -> Added:
+        """Loss and divergence of the model as it is."""
+        loss, divergence, count = 0.0, 0.0, 0
+        for before_NC, (logs_NC, labels_N) in zip(self._logs, self._predictions(), strict=True):
+            loss += float(F.nll_loss(logs_NC, labels_N, reduction="sum"))
+            divergence += float(F.kl_div(logs_NC, before_NC, reduction="sum", log_target=True))
+            count += len(labels_N)
+        return Added(loss / count, divergence / count)
+
+    def added(self, text: str, parts: Sequence[str]) -> dict[str, Added]:
+        """Added loss and divergence of the format ``text`` on each of ``parts``."""
         made: dict[str, dict[str, nn.Module]] = {}
         for matrix in self.blocks:
             plain = self._plain[matrix.name]
@@ -80,7 +96,8 @@ class Bench:
             chosen = [m.name for m in self.blocks if PARTS[part](m)]
             for name in chosen:
                 swap_weights(self._ready.model, made[name])
-            found[part] = self.loss() - self.base
+            now = self._evaluated()
+            found[part] = Added(now.loss - self.base, now.divergence)
             for name in chosen:
                 swap_weights(self._ready.model, self._plain[name])
         return found
@@ -124,29 +141,48 @@ def _rows(bench: Bench) -> list[Row]:
     return rows
 
 
-def _write(name: str, base: float, tokens: int, rows: Sequence[Row], eight: dict[str, float]) -> None:
-    """Write the section of the model ``name``: rank correlation, mean ratio, and all differences."""
-    order = spearmanr([row.real for row in rows], [row.imitated for row in rows]).statistic
-    clear = [row for row in rows if min(row.real, row.imitated) >= FLOOR]
-    logs = [math.log(row.imitated / row.real) for row in clear]
-    mean = math.exp(sum(logs) / len(logs)) if logs else math.nan
-    spread = [math.exp(value) for value in (min(logs), max(logs))] if logs else [math.nan, math.nan]
-    cells = [
-        (row.text, row.part, f"{row.real:.4f}", f"{row.imitated:.4f}", f"{row.imitated / row.real:.2f}")
-        for row in rows
-    ]
+def _write(name: str, base: float, tokens: int, rows: Sequence[Row], eight: dict[str, Added]) -> None:
+    """Write the section of the model ``name``: agreement of both measures, and all values."""
+    at_8 = ", ".join(
+        f"{text} {one.loss:+.4f} nats (divergence {one.divergence:.5f})" for text, one in eight.items()
+    )
+    cells = []
+    for row in rows:
+        pairs = ((row.real.loss, row.imitated.loss), (row.real.divergence, row.imitated.divergence))
+        shown = [cell for real, imitated in pairs for cell in _shown(real, imitated)]
+        cells.append((row.text, row.part, *shown))
     lines = [
         f"## {name}, {TASKS[name]}",
         "",
-        f"Unquantized: {base:.4f} nats on {tokens:,} tokens. Spearman correlation over {len(rows)} plans: "
-        f"{order:.3f}. Geometric mean of stand-in over format, {len(clear)} plans of at least {FLOOR} nats: "
-        f"{mean:.2f} ({spread[0]:.2f} to {spread[1]:.2f}). 8 bits on all blocks: fp8 {eight['fp8']:+.4f}, "
-        f"int8 {eight['int8']:+.4f} nats.",
+        f"Unquantized: {base:.4f} nats, {tokens:,} tokens. 8 bits on all blocks: {at_8}.",
         "",
-        table(("format", "part", "added by the format", "added by the stand-in", "ratio"), cells),
+        f"- Added loss: {_agreement([(row.real.loss, row.imitated.loss) for row in rows])}",
+        f"- Divergence: {_agreement([(row.real.divergence, row.imitated.divergence) for row in rows])}",
+        "",
+        table(
+            ("format", "part", "added loss", "stand-in", "ratio", "divergence", "stand-in", "ratio"), cells
+        ),
     ]
     document = PAGE.read_text(encoding="utf-8") if PAGE.exists() else "# Stand-ins\n"
     PAGE.write_text(replace_section(document, name, "\n".join(lines)), encoding="utf-8")
+
+
+def _agreement(pairs: Sequence[tuple[float, float]]) -> str:
+    """Spearman correlation over all pairs, and the mean ratio of those of at least :data:`FLOOR`."""
+    order = spearmanr(*zip(*pairs, strict=True)).statistic
+    logs = [math.log(imitated / real) for real, imitated in pairs if min(real, imitated) >= FLOOR]
+    if not logs:
+        return f"Spearman {order:.3f} over {len(pairs)} plans; no plan adds {FLOOR} nats."
+    mean, least, most = (math.exp(value) for value in (sum(logs) / len(logs), min(logs), max(logs)))
+    return (
+        f"Spearman {order:.3f} over {len(pairs)} plans; stand-in over format {mean:.2f} in geometric mean "
+        f"({least:.2f} to {most:.2f}) of {len(logs)} plans with at least {FLOOR} nats in both."
+    )
+
+
+def _shown(real: float, imitated: float) -> tuple[str, str, str]:
+    ratio = f"{imitated / real:.2f}" if min(real, imitated) >= FLOOR else "–"
+    return f"{real:.4f}", f"{imitated:.4f}", ratio
 
 
 if __name__ == "__main__":

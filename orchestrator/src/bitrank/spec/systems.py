@@ -103,7 +103,7 @@ SYSTEMS: dict[str, Config] = {
         pruned_rules.ReducedRank(8),
         SYSTEM,
         "NF4 blocks, rank 32 reduced to the bytes of rank 8 after training",
-        "PARA; train, then reduce",
+        "PARA; arXiv:2604.27796, 2026",
     ),
     "Scales-Q4": Config(
         rules.BlocksIn("int4-g64"),
@@ -111,5 +111,6 @@ SYSTEMS: dict[str, Config] = {
         SYSTEM,
         "int4 blocks without adapters, scales and minima of their groups are trained",
         "PEQA; Kim et al. 2023",
+        {"learning_rate": 1e-4},  # steps of the size of adapters' would exceed the scales themselves
     ),
 }
