@@ -1,12 +1,12 @@
 """Stand-ins for low-bit formats: does noise of the same size predict the loss that a format adds?
 
-    python benchmarks/stand_ins.py [--models smollm2,minilm] [--sequences 8] [--threads 1]
+    python benchmarks/stand_ins.py [--models smollm2,minilm] [--formats int4-g64] [--sequences 8]
 
 int2 to int6 in groups of 64, on all block matrices, on attention and on the feed-forward parts, each beside
 its stand-in ``noise16-…`` (16-bit weights plus noise of the same second moment per group). No training, plain
 rounding, embeddings and heads in 16 bits; a classifier's head is fitted to the features first. Added loss and
 divergence are those from the unquantized model, on held-out training texts. fp8 and int8 are compared on all
-blocks. Each model's section of docs/results/stand-ins.md is written when it is measured.
+blocks. Each model's section of docs/results/stand-ins.md is written after every format.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ PARTS: dict[str, Callable[[WeightMatrix], bool]] = {
     "attention": lambda matrix: matrix.role == "attention",
     "feed-forward": lambda matrix: matrix.role == "ffn",
 }
+EIGHT_BITS = ("fp8", "int8")
 FLOOR = 0.01  # nats: ratios of smaller differences are mostly noise of the sample
 
 
@@ -104,22 +105,26 @@ class Bench:
 
 
 def main() -> None:
-    """Measure the requested models and write their sections."""
+    """Measure the requested models; write the section of each again after every format."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--models", default=",".join(TASKS))
+    parser.add_argument("--formats", default=",".join(FORMATS))
     parser.add_argument("--sequences", type=int, default=8, help="held-out texts of a language model")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
+    formats = arguments.formats.split(",")
     for name in arguments.models.split(","):
         given = {"model": name, "dtype": "fp32", "device": "cpu"}
         ready = calibration(make_spec(find_profile("laptop"), "B-FP", TASKS[name], given))
         torch.set_num_threads(arguments.threads)
         batches = _first(ready.held_out, arguments.sequences if name == "smollm2" else 256)
-        bench = Bench(ready, batches)
-        print(name, "unquantized", bench.base, flush=True)
-        rows = _rows(bench)
-        eight = {text: bench.added(text, ["all blocks"])["all blocks"] for text in ("fp8", "int8")}
         tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+        bench = Bench(ready, batches)
+        rows: list[Row] = []
+        for text in formats:
+            rows += _rows(bench, text)
+            _write(name, bench.base, tokens, rows, {})
+        eight = {text: bench.added(text, ["all blocks"])["all blocks"] for text in EIGHT_BITS}
         _write(name, bench.base, tokens, rows, eight)
 
 
@@ -132,20 +137,16 @@ def _first(batches: Sequence[Batch], sequences: int) -> list[Batch]:
     return chosen
 
 
-def _rows(bench: Bench) -> list[Row]:
-    rows = []
-    for text in FORMATS:
-        real, imitated = (bench.added(name, list(PARTS)) for name in (text, f"noise16-{text}"))
-        rows += [Row(text, part, real[part], imitated[part]) for part in PARTS]
-        print(*rows[-len(PARTS) :], sep="\n", flush=True)
+def _rows(bench: Bench, text: str) -> list[Row]:
+    real, imitated = (bench.added(name, list(PARTS)) for name in (text, f"noise16-{text}"))
+    rows = [Row(text, part, real[part], imitated[part]) for part in PARTS]
+    print(*rows, sep="\n", flush=True)
     return rows
 
 
 def _write(name: str, base: float, tokens: int, rows: Sequence[Row], eight: dict[str, Added]) -> None:
     """Write the section of the model ``name``: agreement of both measures, and all values."""
-    at_8 = ", ".join(
-        f"{text} {one.loss:+.4f} nats (divergence {one.divergence:.5f})" for text, one in eight.items()
-    )
+    at_8 = [f"{text} {one.loss:+.4f} nats (divergence {one.divergence:.5f})" for text, one in eight.items()]
     cells = []
     for row in rows:
         pairs = ((row.real.loss, row.imitated.loss), (row.real.divergence, row.imitated.divergence))
@@ -154,7 +155,8 @@ def _write(name: str, base: float, tokens: int, rows: Sequence[Row], eight: dict
     lines = [
         f"## {name}, {TASKS[name]}",
         "",
-        f"Unquantized: {base:.4f} nats, {tokens:,} tokens. 8 bits on all blocks: {at_8}.",
+        f"Unquantized: {base:.4f} nats, {tokens:,} tokens. 8 bits on all blocks: "
+        f"{', '.join(at_8) or 'not measured'}.",
         "",
         f"- Added loss: {_agreement([(row.real.loss, row.imitated.loss) for row in rows])}",
         f"- Divergence: {_agreement([(row.real.divergence, row.imitated.divergence) for row in rows])}",
