@@ -9,14 +9,16 @@ from typing import Any
 
 from bitrank_planner import SEARCHES
 
+from bitrank.errors import UserError
 from bitrank.forecast.forecast import forecast
 from bitrank.forecast.workload import workload
-from bitrank.planning.budget import sizes_of
+from bitrank.planning.budget import Sizes, parse_budget, sizes_of
+from bitrank.planning.equal_bytes import fit_arm
 from bitrank.planning.planner_studies import PlannerStudy
 from bitrank.planning.race import RACES
 from bitrank.planning.study_arms import find_study_arm
 from bitrank.process.compute import Compute
-from bitrank.spec.configs import find_config
+from bitrank.spec.configs import CONFIGS, Config, find_config
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import Profile
 from bitrank.spec.run_spec import RunSpec
@@ -27,13 +29,17 @@ _CONFIG = "B-FP"  # the run whose time stands for all
 
 @dataclass(frozen=True)
 class TaskForecast:
-    """``runs`` of ``seconds`` each on ``task``, and ``planning`` seconds of short trainings; by ``basis``."""
+    """``runs`` of ``seconds`` each on ``task``, and ``planning`` seconds of short trainings; by ``basis``.
+
+    ``unfit`` arms and budgets have no run.
+    """
 
     task: str
     runs: int
     seconds: float
     planning: float
     basis: str
+    unfit: int = 0
 
     @property
     def total(self) -> float:
@@ -55,14 +61,38 @@ def forecast_study(
         seconds, basis = _time_of_run(spec, store)
         steps = workload(spec, Compute.of(spec).device).steps
         short = trained_steps(study) * len(study.budgets)
-        found.append(TaskForecast(task, run_count(study), seconds, short * seconds / steps, basis))
+        unfit = _not_fitting(study, sizes_of(spec))
+        runs = run_count(study, unfit)
+        # A run of the grid may have fewer steps, but it evaluates as often before and after them.
+        found.append(TaskForecast(task, runs, seconds, short * seconds / steps, basis, unfit))
     return found
 
 
-def run_count(study: PlannerStudy) -> int:
-    """Return the number of runs of ``study`` on one task: reported ones, and those of the grid."""
-    cells = len(study.arms) * len(study.budgets) + len(study.configs)
+def run_count(study: PlannerStudy, unfit: int = 0) -> int:
+    """Return the number of runs of ``study`` on one task: reported ones, and those of the grid.
+
+    ``unfit`` is the number of arms and budgets without a run.
+    """
+    cells = len(study.arms) * len(study.budgets) + len(study.configs) - unfit
     return cells * (len(study.seeds) + len(study.rates))
+
+
+def _not_fitting(study: PlannerStudy, sizes: Sizes) -> int:
+    """Return the number of configs and budgets of which the config does not fit the budget."""
+    configs = [arm for name in study.arms if isinstance(arm := CONFIGS.get(name), Config)]
+    return sum(
+        not _fits(config, sizes, parse_budget(budget, sizes))
+        for config in configs
+        for budget in study.budgets
+    )
+
+
+def _fits(config: Config, sizes: Sizes, budget: int) -> bool:
+    try:
+        fit_arm(config, sizes, budget)
+    except UserError:
+        return False
+    return True
 
 
 def trained_steps(study: PlannerStudy) -> int:
@@ -96,6 +126,7 @@ def forecast_lines(found: Sequence[TaskForecast], jobs: int) -> list[str]:
         lines.append(
             f"{task.task}: {task.runs} runs of about {task.seconds:,.0f} s ({task.basis}), and "
             f"{task.planning / 3600:.1f} h of short trainings by planners"
+            + (f"; not fitting: {task.unfit} pairs of arm and budget" if task.unfit else "")
         )
     hours = sum(task.total for task in found) / 3600 / jobs
     lines.append(
