@@ -51,23 +51,25 @@ def grid_specs(specs: Sequence[RunSpec], factors: Sequence[float], share: float 
         first.setdefault(cell_of(spec), spec)
     return [
         replace(
-            spec,
+            shortened(spec, share),
             profile=f"{spec.profile}-rates",
             seed=SEED,
             learning_rate=float(f"{spec.learning_rate * factor:.3g}"),
-            **_shortened(spec, share),
         )
         for spec in first.values()
         for factor in factors
     ]
 
 
-def _shortened(spec: RunSpec, share: float) -> dict[str, int]:
-    """The fields of ``spec`` for ``share`` of its steps."""
+def shortened(spec: RunSpec, share: float) -> RunSpec:
+    """Return ``spec`` with ``share`` of its steps and one validation, at the end; unchanged for share 1.
+
+    A run of whole epochs stays unchanged too.
+    """
     if share == 1.0 or spec.steps is None:
-        return {}
+        return spec
     steps = max(1, round(share * spec.steps))
-    return {"steps": steps, "eval_every": steps}
+    return replace(spec, steps=steps, eval_every=steps)
 
 
 def choose_rates(grid: Sequence[RunSpec], runs: Mapping[str, StoredRun]) -> dict[Cell, ChosenRate]:

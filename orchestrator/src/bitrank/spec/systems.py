@@ -98,4 +98,12 @@ SYSTEMS: dict[str, Config] = {
         "int4 blocks in groups of 32, adapters of rank 8 on sums over groups, which merge exactly",
         "QA-LoRA; Xu et al. 2024",
     ),
+    "LoftQ-5-Q4": Config(
+        rules.BlocksIn("nf4-dq"),
+        rules.FixedRank(8),
+        SYSTEM,
+        "as LoftQ-Q4, after five alternating rounds",
+        "LoftQ; Li et al. 2024, algorithm 1",
+        {"init": "loftq", "init_rounds": 5},
+    ),
 }
