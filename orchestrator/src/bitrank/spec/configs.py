@@ -182,7 +182,7 @@ def _config_named_in(plan: Mapping[str, Any], source: str) -> Config | None:
     config = find_config(given.get("config", ""))
     known = {f.name: getattr(config.rank, f.name) for f in fields(config.rank)}  # type: ignore[arg-type]
     for key, value in changed.items():
-        if type(value) is not type(known.get(key)):
+        if type(value) is not type(known.get(key)) or (type(value) is int and value < 1):
             own = ", ".join(f"{name}={text}" for name, text in known.items())
             raise UserError(
                 f"{source} is not a plan: expected fields of the rank rule of {given['config']} such as "
