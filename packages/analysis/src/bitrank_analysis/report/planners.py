@@ -152,16 +152,16 @@ def _claims(study: Study, task: str) -> Table:
 
 
 def _untrained(frame: pd.DataFrame) -> list[str]:
-    """Which arms are better than their own untrained model, by the mean over seeds."""
+    """Which arms end ahead of their own untrained model, by the mean over seeds."""
     arms = frame.drop_duplicates("config").dropna(subset=["zero"])
     if arms.empty:
         return []
     gains = arms["quality"] - arms["zero"]
     ahead = gains > 0 if arms["higher_is_better"].iloc[0] else gains < 0
     behind = phrasing.listed(list(arms.loc[~ahead, "config"]))
-    rest = f"; not better: {behind}" if behind else ""
+    rest = f"; not ahead: {behind}" if behind else ""
     return [
-        f"{int(ahead.sum())} of {len(arms)} arms are better than their own untrained model in the mean over "
+        f"{int(ahead.sum())} of {len(arms)} arms end ahead of their own untrained model in the mean over "
         f"seeds{rest}. This is a comparison of means without a test."
     ]
 
