@@ -108,7 +108,7 @@ def _check_combination(name: str, arm: Arm, chosen: Mapping[str, Any]) -> None:
 def _fields_of_plan(path: Path) -> dict[str, Any]:
     """The fields of a spec whose defaults a plan file sets; those of a config that it names stay."""
     data = valid_plan(path)
-    given = {key: data[key] for key in ("init", "quantizer") if key in data}
+    given: dict[str, Any] = {key: data[key] for key in ("init", "quantizer") if key in data}
     return given if data["rank_rule_of"] else {"init": "default", "quantizer": "rtn", **given}
 
 
