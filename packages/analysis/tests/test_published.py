@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -17,6 +18,7 @@ from bitrank_analysis.published import (
     SUPPORTED,
     Setting,
     findings_on_claims,
+    result_text,
 )
 from bitrank_analysis.statistics import arms
 from bitrank_analysis.statistics.examples import load_arms
@@ -115,6 +117,13 @@ def test_every_claim_without_its_arms_is_named_as_not_tested(maker: Any, tmp_pat
     shown = table.shown.set_index("Claim")
     assert shown.loc[CLAIMS["l4q"].text, "Finding"] == "not tested here: no finished run of B-Q4, L4Q-Q4"
     assert set(shown["Result"]) == {"–"} == set(shown["Compared"])
+
+
+def test_result_states_the_share_by_the_direction_of_the_metric() -> None:
+    values = {"finding": SUPPORTED, "statistic": "share", "value": 0.886, "low": 0.8821, "high": 0.89}
+    row = SimpleNamespace(candidate="B-Q4", baseline="B-FP", **values)
+    assert result_text(row, "acc") == "88.6 % [88.2, 89.0] of accuracy kept"
+    assert result_text(row, "ppl") == "88.6 % [88.2, 89.0], perplexity of B-FP over that of B-Q4"
 
 
 def test_sources_are_in_the_bibliography_of_the_paper() -> None:

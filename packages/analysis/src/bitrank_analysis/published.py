@@ -17,6 +17,7 @@ import pandas as pd
 
 from bitrank_analysis import phrasing
 from bitrank_analysis.errors import AnalysisError
+from bitrank_analysis.metrics import metric_of
 from bitrank_analysis.statistics.compare import compare_pairs
 from bitrank_analysis.statistics.examples import Arm
 from bitrank_analysis.statistics.moderation import seed_spread
@@ -261,7 +262,10 @@ def result_text(row: Any, metric: str) -> str:
         return phrasing.NOTHING
     if row.statistic == SHARE:
         value, low, high = (_percent(part) for part in (row.value, row.low, row.high))
-        return f"{value} % [{low}, {high}] of {phrasing.name(metric)} kept"
+        name = phrasing.name(metric)
+        if metric_of(metric).higher_is_better:
+            return f"{value} % [{low}, {high}] of {name} kept"
+        return f"{value} % [{low}, {high}], {name} of {row.baseline} over that of {row.candidate}"
     value, low, high = (
         phrasing.signed(phrasing.change(part, metric), 2) if math.isfinite(part) else phrasing.NOTHING
         for part in (row.value, row.low, row.high)
