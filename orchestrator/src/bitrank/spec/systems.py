@@ -113,4 +113,12 @@ SYSTEMS: dict[str, Config] = {
         "PEQA; Kim et al. 2023",
         {"learning_rate": 1e-4},  # steps of the size of adapters' would exceed the scales themselves
     ),
+    "LoftQ-5-Q4": Config(
+        rules.BlocksIn("nf4-dq"),
+        rules.FixedRank(8),
+        SYSTEM,
+        "as LoftQ-Q4, after five alternating rounds",
+        "LoftQ; Li et al. 2024, algorithm 1",
+        {"init": "loftq", "init_rounds": 5},
+    ),
 }
