@@ -31,7 +31,7 @@ def is_refused(arm: str, init: str, backend: str) -> bool:
     return (
         (arm in PRUNING and init == "pissa")
         or (arm in POOLED and (init != "default" or backend != "auto"))
-        or (arm in PLANNED and init in ("loftq", "pissa"))
+        or (arm in PLANNED and init in ("loftq", "pissa", "qera"))
     )
 
 
@@ -49,9 +49,12 @@ def test_every_combination_is_accepted_or_refused_with_the_reason(arm: str) -> N
 
 def start_of(init: str, ranks: dict[str, int], blocks) -> object:
     """The initialization ``init``; Fisher weights, which need measuring, are ones here."""
+    shapes = {m.name: m.shape for m in blocks}
     if INITS[init].weighted:
-        ones = {m.name: (torch.ones(m.shape[0]), torch.ones(m.shape[1])) for m in blocks}
+        ones = {name: (torch.ones(shape[0]), torch.ones(shape[1])) for name, shape in shapes.items()}
         return ResidualStart(ranks, weights=ones)
+    if init == "qera":
+        return ResidualStart(ranks, inputs=lambda name: torch.eye(shapes[name][1]))
     return choose_init(make_spec(PROFILES["smoke"], "B-FP", "toy_articles", {"init": init}), ranks)
 
 

@@ -32,5 +32,6 @@ INITS: dict[str, Init] = {
         "the residual weighted by the Fisher information, by LQ-LoRA", residual=True, weighted=True
     ),
     "pissa": Init("the largest singular triplets of the matrix, by PiSSA", principal=True),
+    "qera": Init("the residual that changes outputs most, by QERA and CLoQ", residual=True),
 }
 PLANNED_INITS = tuple(name for name, init in INITS.items() if init.planned)

@@ -98,4 +98,20 @@ SYSTEMS: dict[str, Config] = {
         "int4 blocks in groups of 32, adapters of rank 8 on sums over groups, which merge exactly",
         "QA-LoRA; Xu et al. 2024",
     ),
+    "QERA-Q4": Config(
+        rules.BlocksIn("nf4-dq"),
+        rules.FixedRank(8),
+        SYSTEM,
+        "NF4 blocks, adapters start as the residual that changes outputs most",
+        "QERA; Zhang et al. 2024, theorem 1",
+        {"init": "qera"},
+    ),
+    "CLoQ-Q4": Config(
+        rules.BlocksIn("int4-g64"),
+        rules.FixedRank(8),
+        SYSTEM,
+        "int4 blocks by GPTQ, adapters start as the residual that changes outputs most",
+        "CLoQ; Deng et al. 2025, theorem 3.1",
+        {"init": "qera", "quantizer": "gptq"},
+    ),
 }
