@@ -55,6 +55,15 @@ def test_a_matrix_of_rank_0_stays_as_it_is() -> None:
     assert PrincipalStart({"a": 0}).split("a", weight_OI, lambda weight_OI: weight_OI) is weight_OI
 
 
+def test_a_matrix_that_was_not_split_is_refused(make, blocks) -> None:
+    """A 16-bit matrix is stored whole, and its adapter would silently start as that of LoRA."""
+    names, start = blocks["llama"], PrincipalStart(uniform_ranks(blocks["llama"], 4))
+    model = make("llama")
+    split_model(model, start, names[1:], exact)
+    with pytest.raises(AdapterError, match=r"stays in 16 bits, .* give init=default"):
+        start.write(attach_lora(model, uniform_ranks(names, 4)))
+
+
 def test_adapters_that_lose_ranks_are_refused(make, blocks) -> None:
     names, start = blocks["llama"], PrincipalStart(uniform_ranks(blocks["llama"], 6))
     model = make("llama")

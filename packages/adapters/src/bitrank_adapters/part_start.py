@@ -54,9 +54,15 @@ class PartStart(ABC):
     def write(self, model: PeftModel) -> None:
         """Copy the factors into the adapters of ``model``.
 
-        Raises :class:`AdapterError` if a matrix has no adapter, or one whose ranks change in training: its
-        factors must be orthonormal, and pruning would remove a part of the matrix itself.
+        Raises :class:`AdapterError` if a matrix was not split (one that stays in 16 bits is not), if it has
+        no adapter, or one whose ranks change in training: its factors must be orthonormal, and pruning would
+        remove a part of the matrix itself.
         """
+        if whole := [name for name in self._ranks if name not in self._parts]:
+            raise AdapterError(
+                f"{whole[0]!r} stays in 16 bits, so no part was taken out of it to start its adapter; "
+                "expected a format of fewer bits for every adapted matrix, or give init=default"
+            )
         layers = dict(adapted(model))
         for name in list(self._parts):
             layer = adapter_of(layers, name)
