@@ -6,7 +6,7 @@ Training runs, short planning runs and benchmarks share this function.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bitrank_adapters import AdapterStart, adapter_memory
@@ -19,7 +19,7 @@ from bitrank.models.fuse import fuse_model
 from bitrank.models.load import Loaded, open_model
 from bitrank.models.padding import padding_message
 from bitrank.process.compute import Compute, scale_of
-from bitrank.run.adapter_init import choose_init
+from bitrank.run.adapter_init import allocated_ranks, choose_init
 from bitrank.run.notices import notice, unfused_message
 from bitrank.run.plans import make_plans, store_base
 from bitrank.run.record import Record
@@ -72,6 +72,7 @@ def build_model(
     if record is not None and (text := padding_message(loaded.tokenizer, loaded.model.config)):
         record.emit(notice("padding", text))
     plans = make_plans(config, loaded)
+    plans = replace(plans, ranks=allocated_ranks(spec, plans.ranks, loaded.model))
     if record is not None:
         record.plan(
             plans.bits,

@@ -20,14 +20,16 @@ if TYPE_CHECKING:  # the command line reads configs without importing torch
     from bitrank.spec.inits import Init
 
 
-def refuse_principal(init: Init) -> str | None:
+def refuse_fixed_starts(init: Init) -> str | None:
     """The reason why adapters whose ranks are pruned cannot start by ``init``; None if they can."""
-    if not init.principal:
-        return None
-    return (
-        "pruning a rank would remove a part of the matrix itself, which the adapter starts as; give "
-        "init=default, loftq or lq-lora"
-    )
+    if init.splits:
+        return (
+            "pruning a rank would remove a part of the matrix itself, which the adapter starts as; give "
+            "init=default, loftq or lq-lora"
+        )
+    if init.allocates:
+        return "both choose the ranks; give init=default, loftq or lq-lora"
+    return None
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class ReducedRank(Lora):
     needs_hook: ClassVar[bool] = True
 
     def refusal(self, init: Init) -> str | None:
-        return refuse_principal(init)
+        return refuse_fixed_starts(init)
 
     def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
         return {m.name: min(self.times * self.rank, *m.shape) for m in blocks}
@@ -67,7 +69,7 @@ class PrunedRank(Adapters):
             )
 
     def refusal(self, init: Init) -> str | None:
-        return refuse_principal(init)
+        return refuse_fixed_starts(init)
 
     def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
         return {m.name: self.init_r for m in blocks}

@@ -57,11 +57,13 @@ class PooledRank(FixedRank):
     needs_hook: ClassVar[bool] = True
 
     def refusal(self, init: Init) -> str | None:
-        if init.residual or init.principal:
+        if init.residual or init.splits:
             return (
                 "adapters on summed inputs change all weights of a group by the same number and cannot start "
                 "as a part of a matrix; give init=default"
             )
+        if init.allocates:
+            return "its start is for adapters with one column for each input; give init=default"
         return None
 
     def check_formats(self, bits: Bits, ranks: Ranks) -> None:
