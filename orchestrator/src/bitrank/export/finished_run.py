@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from bitrank_quant import weight_matrices
+from bitrank_quant import has_layers, weight_matrices
 
 from bitrank.errors import UserError
 from bitrank.models.load import Loaded
@@ -30,6 +30,11 @@ class FinishedRun:
     adapter: Path
     precision: dict[str, str] | None
     ranks: dict[str, int]
+
+    @property
+    def trained_codes(self) -> bool:
+        """Whether training changed the codes of the base, and left no adapter."""
+        return has_layers(self.adapter)
 
     def bits(self, loaded: Loaded) -> dict[str, str]:
         """The format of every matrix of the base."""

@@ -15,7 +15,9 @@ import peft
 import torch
 from bitrank_quant import stored_weight
 
+from bitrank.errors import UserError
 from bitrank.export.audit import Audit, MatrixAudit, matrix_audit
+from bitrank.export.finished_run import FinishedRun
 from bitrank.export.prepared import Options, Prepared
 from bitrank.export.rebuild import Rebuilt
 from bitrank.models.load import open_model
@@ -23,6 +25,15 @@ from bitrank.models.locate import locate, repository_of
 from bitrank.spec.task_kinds import task_kind
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def check_peft(run: FinishedRun) -> None:
+    """Raise :class:`UserError` for a run whose training changed the codes of its base."""
+    if run.trained_codes:
+        raise UserError(
+            "this run has no adapter: its training changed the quantized matrices themselves; export it with "
+            "--to quantized, merged or a runtime"
+        )
 
 
 def prepare_peft(rebuilt: Rebuilt, options: Options) -> Prepared:

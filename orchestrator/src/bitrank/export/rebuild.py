@@ -13,11 +13,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from bitrank_adapters import AdapterScale, SavedAdapter, adapted, adapter_memory, attach_lora, read_adapter
+from bitrank_adapters import (
+    AdapterScale,
+    SavedAdapter,
+    adapted,
+    adapter_memory,
+    attach_lora,
+    attach_nothing,
+    read_adapter,
+)
 from bitrank_quant import (
     Applied,
     float_format,
     left_out,
+    load_layers,
     parse_format,
     stored_bytes,
     stored_weight,
@@ -152,6 +161,8 @@ def rebuild(run: FinishedRun) -> Rebuilt:
     data = load_data(spec)
     loaded = open_model(spec, data.task.classes, compute.device, compute.dtype)
     applied, _ = quantize_base(spec, compute, loaded, run.bits(loaded), run.ranks)
+    if run.trained_codes:
+        load_layers(loaded.model, run.adapter)
     model = _with_adapter(loaded, adapter).to(compute.device)
     planned = stored_bytes(model).total - adapter_memory(model)
     metrics = _evaluate(model, spec, data, compute)
@@ -176,6 +187,8 @@ def _with_adapter(loaded: Loaded, adapter: SavedAdapter) -> Any:
         raise UserError(
             f"neither the model nor the adapter has weights for {missing[0]!r}; give the run that trained it"
         )
+    if not parts and not heads:
+        return attach_nothing(loaded.model)
     model = attach_lora(
         loaded.model,
         {name: len(part.down_RI) for name, part in parts.items()},

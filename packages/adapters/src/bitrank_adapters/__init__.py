@@ -1,11 +1,13 @@
 """LoRA adapters: rank plans, PEFT models built from them, and rank changes during training."""
 
-from bitrank_adapters.attach import AdaLora, attach_adalora, attach_lora
+from bitrank_adapters.attach import AdaLora, attach_adalora, attach_lora, attach_nothing
 from bitrank_adapters.dynamic_rank import Dynamic, DynamicRanks, attach_dynamic
 from bitrank_adapters.errors import AdapterError, BudgetMissed
 from bitrank_adapters.export import LowRank, SavedAdapter, read_adapter, save_as_lora
 from bitrank_adapters.fused.fuse import fuse
 from bitrank_adapters.fused.norms import is_norm
+from bitrank_adapters.learned_scales import LearnedScaleRanks, LearnedScales, attach_learned_scales
+from bitrank_adapters.learned_steps import Codes, LearnedSteps, StepStart, attach_learned_steps
 from bitrank_adapters.lowrank import Factors, best_low_rank, weighted_norm
 from bitrank_adapters.plans import RankPlan, check_ranks, role_ranks, uniform_ranks
 from bitrank_adapters.pooled import PooledRanks, attach_pooled
@@ -29,10 +31,14 @@ __all__ = [
     "AdapterScale",
     "AdapterStart",
     "BudgetMissed",
+    "Codes",
     "Dynamic",
     "DynamicRanks",
     "Factors",
     "FixedRanks",
+    "LearnedScaleRanks",
+    "LearnedScales",
+    "LearnedSteps",
     "LowRank",
     "PooledRanks",
     "PrincipalStart",
@@ -42,12 +48,16 @@ __all__ = [
     "SavedAdapter",
     "ScalePolicy",
     "ShrinkingRanks",
+    "StepStart",
     "adapted",
     "adapter_bytes",
     "adapter_memory",
     "attach_adalora",
     "attach_dynamic",
+    "attach_learned_scales",
+    "attach_learned_steps",
     "attach_lora",
+    "attach_nothing",
     "attach_pooled",
     "attach_weight_decomposed",
     "best_low_rank",

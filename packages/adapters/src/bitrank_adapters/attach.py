@@ -84,6 +84,11 @@ def attach_lora(
     return attach_config(model, lora_config(plan, scale, heads), scale, heads, seed)
 
 
+def attach_nothing(model: nn.Module) -> PeftModel:
+    """Wrap ``model`` as :func:`attach_lora` does, with rank 0 everywhere and nothing to train."""
+    return attach_config(model, lora_config({}, DEFAULT_SCALE), DEFAULT_SCALE, (), 0)
+
+
 def lora_config(plan: RankPlan, scale: AdapterScale, heads: Sequence[str] = ()) -> LoraConfig:
     """PEFT configuration of a rank plan.
 
