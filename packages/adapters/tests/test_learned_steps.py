@@ -39,7 +39,11 @@ def change(model) -> None:
         for number, (_, layer) in enumerate(adapted(model)):
             layer.weight()  # starts the layer
             source = torch.Generator().manual_seed(number)
-            parts = (layer.lora_B["default"].weight, layer.lora_step["default"], layer.lora_minimum["default"])
+            parts = (
+                layer.lora_B["default"].weight,
+                layer.lora_step["default"],
+                layer.lora_minimum["default"],
+            )
             for part in parts:
                 part.copy_(torch.randn(part.shape, generator=source) * 0.05)
 
@@ -90,7 +94,9 @@ def test_gradients_of_outputs_equal_those_of_the_formula_by_autograd(make, block
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
 @pytest.mark.parametrize("group", [8, 12])
-def test_a_new_adapter_gives_the_matrix_rounded_on_its_full_range(make, blocks, name: str, group: int) -> None:
+def test_a_new_adapter_gives_the_matrix_rounded_on_its_full_range(
+    make, blocks, name: str, group: int
+) -> None:
     for _, layer in adapted(attach(make, blocks, name, group)):
         weight_OI = layer.base_weight()
         found_OI = layer.weight()

@@ -164,9 +164,7 @@ class LearnedScaleRank(PrunedRank):
 
         from bitrank.spec.adapter_hook import Attached
 
-        schedule = LearnedScales(
-            self.init_r, self.target_r, sparsity=self.sparsity, variation=self.variation
-        )
+        schedule = LearnedScales(self.init_r, self.target_r, sparsity=self.sparsity, variation=self.variation)
         adapted = attach_learned_scales(
             model, list(ranks), schedule, total_steps=total_steps, scale=scale, heads=heads, seed=seed
         )

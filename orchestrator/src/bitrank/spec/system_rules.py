@@ -169,9 +169,7 @@ class LearnedStepRank(FixedRank):
             weight = QuantWeight.of(tensors, fmt, before.shape, before.compute_dtype)
             return with_weight(weight, {"": layer})[""]
 
-        adapted = attach_learned_steps(
-            model, ranks, fmt.bits, fmt.block, scale=scale, heads=heads, seed=seed
-        )
+        adapted = attach_learned_steps(model, ranks, fmt.bits, fmt.block, scale=scale, heads=heads, seed=seed)
         return Attached(adapted, LearnedSteps(adapted, store, save_layers))
 
     def _affine(self) -> Affine:

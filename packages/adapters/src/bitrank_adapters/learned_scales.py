@@ -1,10 +1,10 @@
 """Ranks from learned scales (ARD-LoRA, Shinwari and Usama 2025): one trained factor per matrix sets its rank.
 
 ΔW = s α Σ_i b_i a_iᵀ with one trained α per matrix, 1 at the start. The loss has the terms λ₁ Σ |α|, which
-makes scales small where the task has no use for them, and λ₂ Σ |α_{l+1} − α_l| over neighbouring layers, the
-total variation. A matrix of rank r_max and scale α gets the share of the budget that its |α| has in the sum of
-all; the components that remain are those of the largest norm. Ranks never grow, and the budget shrinks as in
-:mod:`~bitrank_adapters.dynamic_rank`.
+makes scales small where the task has no use for them, and λ₂ Σ |α_{l+1} − α_l| over neighbouring layers,
+the total variation. A matrix gets the share of the budget that its |α| has in the sum of all. The components
+that remain are those of the largest norm. Ranks never grow, and the budget shrinks as in
+:mod:`~bitrank_adapters.dynamic_rank`. The authors' formulas could not be read: these follow their abstract.
 
 The parameters are those of PEFT's AdaLoRA (P = b, Λ = α for every component, Q = a), so files, scales, fused
 layers and the audit are too. Λ of a matrix is one number: a hook on its gradient gives every active component
@@ -65,9 +65,7 @@ def attach_learned_scales(
     A starts as in LoRA and B at zero. Raises :class:`~bitrank_adapters.AdapterError` as
     :func:`~bitrank_adapters.attach_adalora` does.
     """
-    as_adalora = AdaLora(
-        schedule.init_r, schedule.target_r, schedule.warm, schedule.final, schedule.every
-    )
+    as_adalora = AdaLora(schedule.init_r, schedule.target_r, schedule.warm, schedule.final, schedule.every)
     peft_model = attach_adalora(
         model, names, as_adalora, total_steps=total_steps, scale=scale, heads=heads, seed=seed
     )
@@ -185,7 +183,7 @@ def apportion(total: int, weights: Mapping[str, float], most: Mapping[str, int])
     A number that its limit cuts leaves the rest to the others. Fractions go to the largest remainders, of
     equal ones to the first. The sum is smaller if the limits, or weights of 0, leave no other.
     """
-    shares = {name: 0.0 for name in weights}
+    shares = dict.fromkeys(weights, 0.0)
     free = {name: weight for name, weight in weights.items() if weight > 0}
     while free:
         left = total - sum(shares[name] for name in shares if name not in free)

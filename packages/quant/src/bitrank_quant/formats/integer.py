@@ -116,7 +116,10 @@ class Affine:
         return stored, self.read_scales(stored)
 
     def of_codes(self, codes_GB: Tensor, scale_G: Tensor, minimum_G: Tensor) -> Tensors:
-        """The stored tensors of given codes (uint8), scales and minima (bf16), without double quantization."""
+        """The stored tensors of given codes (uint8), scales and minima (bf16), all by group.
+
+        For formats without double quantization.
+        """
         return {"codes": pack_bits(codes_GB.flatten(), self.bits), "scale": scale_G, "minimum": minimum_G}
 
     def add_to_groups(self, tensors: Tensors, update_OI: Tensor) -> Tensors | None:
