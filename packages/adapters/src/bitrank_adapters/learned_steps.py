@@ -1,9 +1,9 @@
 """L4Q (Jeon et al. 2024): adapters inside of the rounding, and trained steps of the grid.
 
 y = Q(W + s B A) x, with Q(w) = clamp(round((w − m)/Δ), 0, top) · Δ + m per group of neighbouring inputs. W
-is frozen in 16 bits; A, B, the steps Δ and the minima m are trained. Gradients are those of learned step sizes
-(LSQ, Esser et al. 2020, equation 3, with a minimum as in L4Q), and that of the rounding is 1 inside of the
-grid. Δ and m are rounded to bf16 as their format stores them, so every pass computes with the matrix that
+is frozen in 16 bits; A, B, the steps Δ and the minima m are trained. Gradients are those of learned step
+sizes (LSQ, Esser et al. 2020, equation 3, with a minimum as in L4Q), and that of the rounding is 1 inside of
+the grid. Δ and m are rounded to bf16 as their format stores them, so every pass computes with the matrix that
 will be stored. At the end the codes of Q(W + s B A) replace each matrix, and no adapter is left.
 
 A step is trained as its relative change and a minimum in initial steps, Δ = Δ₀ (1 + u) and m = m₀ + Δ₀ v,
@@ -60,8 +60,8 @@ Grid = Callable[[str, Tensor], tuple[Tensor, Tensor]]
 class Quantize(torch.autograd.Function):
     """Q(w) of weights (O, G, B) for steps and minima (O, G), all fp32, with codes from 0 to ``top``.
 
-    Gradients per weight, with v = (w − m)/Δ: of w 1 for v in [0, top] and 0 outside; of Δ round(v) − v inside,
-    and the code outside; of m 0 inside and 1 outside.
+    Gradients per weight, with v = (w − m)/Δ: of w 1 for v in [0, top] and 0 outside; of Δ round(v) − v
+    inside, and the code outside; of m 0 inside and 1 outside.
     """
 
     @staticmethod
