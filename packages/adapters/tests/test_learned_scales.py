@@ -47,7 +47,7 @@ def test_a_new_adapter_changes_nothing_and_its_penalty_counts_matrices(make, blo
     model, hook = scaled(make, blocks)
     assert torch.equal(model(input_ids=ids).logits, make("llama")(input_ids=ids).logits)
     assert all(float(alpha.detach()) == pytest.approx(1.0) for alpha in hook.scales().values())
-    assert float(hook.penalty().detach()) == pytest.approx(1e-3 * len(blocks["llama"]), rel=1e-4)
+    assert float(hook.penalty().detach()) == pytest.approx(1e-4 * len(blocks["llama"]), rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])

@@ -139,8 +139,8 @@ class LearnedScaleRank(PrunedRank):
     between neighbouring layers.
     """
 
-    sparsity: float = 1e-3
-    variation: float = 1e-3
+    sparsity: float = 1e-4
+    variation: float = 1e-4
 
     def refusal(self, init: Init) -> str | None:
         if init.residual or init.principal:

@@ -29,7 +29,7 @@ from bitrank_adapters.rank_hooks import AdaLoraRanks, adapted, matrix_name
 from bitrank_adapters.scales import AdapterScale, effective_scale, set_scale
 
 _ADAPTER = "default"
-_PACE = 10.0  # a step of Adam changes α by this many learning rates
+_PACE = 2.0  # a step of Adam changes α by this many learning rates
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
@@ -46,8 +46,8 @@ class LearnedScales:
     warm: float = 0.15
     final: float = 0.5
     every: int = 5
-    sparsity: float = 1e-3
-    variation: float = 1e-3
+    sparsity: float = 1e-4
+    variation: float = 1e-4
 
 
 def attach_learned_scales(

@@ -62,7 +62,8 @@ def save_layers(layers: Mapping[str, nn.Module], folder: Path) -> None:
     The files are those of :func:`save_quantized` without other tensors. Biases are not written. Raises
     :class:`QuantError` for a layer of another backend than the reference.
     """
-    tensors, formats = {}, {}
+    tensors: dict[str, Tensor] = {}
+    formats: dict[str, str] = {}
     for name, layer in layers.items():
         if not isinstance(layer, QuantLinear):
             raise QuantError(f"expected {name!r} in the reference backend, got {type(layer).__name__}")
