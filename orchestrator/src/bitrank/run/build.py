@@ -22,6 +22,7 @@ from bitrank.process.compute import Compute, scale_of
 from bitrank.run.adapter_init import allocated_ranks, choose_init
 from bitrank.run.notices import notice, unfused_message
 from bitrank.run.plans import make_plans, store_base
+from bitrank.run.quantizers import encoder
 from bitrank.run.record import Record
 from bitrank.spec.adapter_hook import AdapterHook
 from bitrank.spec.configs import Config
@@ -85,7 +86,8 @@ def build_model(
         )
     if record is not None:
         record.notices("weights", loaded.notices)
-    applied, init = quantize_base(spec, compute, loaded, plans.bits, plans.ranks, overrides.init)
+    start = overrides.init or config.rank.start(plans.ranks, encoder(spec))
+    applied, init = quantize_base(spec, compute, loaded, plans.bits, plans.ranks, start)
     model, hook = attach_adapters(spec, config, loaded.model, plans.ranks, loaded.trained_modules, steps)
     if record is not None:
         record.model(

@@ -133,3 +133,43 @@ class DynamicRank(PrunedRank):
             model, list(ranks), schedule, total_steps=total_steps, scale=scale, heads=heads, seed=seed
         )
         return Attached(adapted, DynamicRanks(adapted))
+
+
+@dataclass(frozen=True)
+class LearnedScaleRank(PrunedRank):
+    """Ranks in proportion to one trained scale per matrix (ARD-LoRA).
+
+    The loss has λ₁ = ``sparsity`` times the sum of all scales, and λ₂ = ``variation`` times their differences
+    between neighbouring layers.
+    """
+
+    sparsity: float = 1e-4
+    variation: float = 1e-4
+
+    def refusal(self, init: Init) -> str | None:
+        if init.residual or init.splits or init.allocates:
+            return (
+                "an adapter with one scale for all its components starts at zero, since other starts have a "
+                "value for each component; give init=default"
+            )
+        return None
+
+    def attach(
+        self,
+        model: nn.Module,
+        ranks: Ranks,
+        *,
+        total_steps: int,
+        scale: AdapterScale,
+        heads: list[str],
+        seed: int,
+    ) -> Attached:
+        from bitrank_adapters import LearnedScaleRanks, LearnedScales, attach_learned_scales
+
+        from bitrank.spec.adapter_hook import Attached
+
+        schedule = LearnedScales(self.init_r, self.target_r, sparsity=self.sparsity, variation=self.variation)
+        adapted = attach_learned_scales(
+            model, list(ranks), schedule, total_steps=total_steps, scale=scale, heads=heads, seed=seed
+        )
+        return Attached(adapted, LearnedScaleRanks(adapted, schedule))

@@ -169,4 +169,18 @@ SYSTEMS: dict[str, Config] = {
         "GoRA; He et al. 2025",
         {"init": "gora", "scale_policy": "constant"},
     ),
+    "L4Q-Q4": Config(
+        rules.BlocksIn("int4-g64"),
+        system_rules.LearnedStepRank(8, "int4-g64"),
+        SYSTEM,
+        "int4 blocks with trained steps and adapters of rank 8 inside of the rounding; no adapter is left",
+        "L4Q; Jeon et al. 2024",
+    ),
+    "ARD-LoRA-Q4": Config(
+        rules.BlocksIn("nf4-dq"),
+        pruned_rules.LearnedScaleRank(12, 8),
+        SYSTEM,
+        "NF4 blocks, rank 12 pruned to a mean of 8 in proportion to a trained scale of each matrix",
+        "ARD-LoRA; Shinwari and Usama 2025",
+    ),
 }

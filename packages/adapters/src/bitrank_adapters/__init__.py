@@ -9,6 +9,8 @@ from bitrank_adapters.export import LowRank, SavedAdapter, read_adapter, save_as
 from bitrank_adapters.fused.fuse import fuse
 from bitrank_adapters.fused.norms import is_norm
 from bitrank_adapters.gradient_init import GradientStart, GradientStep
+from bitrank_adapters.learned_scales import LearnedScaleRanks, LearnedScales, attach_learned_scales
+from bitrank_adapters.learned_steps import Codes, LearnedSteps, StepStart, attach_learned_steps
 from bitrank_adapters.lowrank import Factors, best_low_rank, weighted_norm
 from bitrank_adapters.plans import RankPlan, check_ranks, role_ranks, uniform_ranks
 from bitrank_adapters.pooled import PooledRanks, attach_pooled
@@ -41,6 +43,7 @@ __all__ = [
     "AdapterScale",
     "AdapterStart",
     "BudgetMissed",
+    "Codes",
     "CordaStart",
     "Dynamic",
     "DynamicRanks",
@@ -48,6 +51,9 @@ __all__ = [
     "FixedRanks",
     "GradientStart",
     "GradientStep",
+    "LearnedScaleRanks",
+    "LearnedScales",
+    "LearnedSteps",
     "LowRank",
     "PooledRanks",
     "PrincipalStart",
@@ -57,6 +63,7 @@ __all__ = [
     "SavedAdapter",
     "ScalePolicy",
     "ShrinkingRanks",
+    "StepStart",
     "TrainedScales",
     "adapted",
     "adapter_bytes",
@@ -64,6 +71,8 @@ __all__ = [
     "attach_adalora",
     "attach_dynamic",
     "attach_frozen",
+    "attach_learned_scales",
+    "attach_learned_steps",
     "attach_lora",
     "attach_pooled",
     "attach_weight_decomposed",
