@@ -82,7 +82,11 @@ def _prediction(predicted: pd.DataFrame) -> alt.LayerChart:
 
 def _measurement(measured: pd.DataFrame, evidence: Evidence) -> alt.LayerChart:
     y = alt.Y("loss:Q", title="Test loss, nats", scale=alt.Scale(zero=False, padding=14))
-    hue, form = colour(evidence.configs), shape(evidence.configs)
+    drawn = [name for name in evidence.configs if name in set(measured["config"])]
+    legend = alt.Legend(title=None, orient="bottom", columns=min(len(drawn), 3), values=drawn)
+    # Colours and shapes follow all arms, as in the other figures.
+    hue = colour(evidence.configs, legend=False).legend(legend)
+    form = shape(evidence.configs, legend=False).legend(legend)
     tooltip = ["config:N", alt.Tooltip("mib:Q", format=".1f"), alt.Tooltip("loss:Q", format=".4f")]
     base = alt.Chart(measured).encode(x=_mib("Model and adapters, MiB"), y=y)
     points = base.mark_point(filled=True, size=85, opacity=1)
