@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 _CLIENT = Path(__file__).resolve().parents[1] / "orchestrator/tests/export/gguf/client.mjs"
+_FACTORS = "adapters.safetensors"
 _PACKAGE = "node_modules/node-llama-cpp"
 _BLOCK, _LARGE_BLOCK = 32, 256  # weights of a block of Q4_0 to Q8_0, and of the K types
 
@@ -33,11 +34,15 @@ class Answers:
 
 @dataclass(frozen=True)
 class Questions:
-    """Texts and prompts as token ids, and the number of tokens to generate after each prompt."""
+    """Texts and prompts as token ids, and the number of tokens to generate after each prompt.
+
+    ``mlx_arithmetic`` are keys of :data:`MLX_ARITHMETIC`.
+    """
 
     texts: list[list[int]]
     prompts: list[list[int]]
     count: int
+    mlx_arithmetic: tuple[str, ...] = ("bf16", "fp32")
 
 
 def llama_cpp(folder: Path, questions: Questions) -> Answers:
@@ -65,8 +70,34 @@ def llama_cpp(folder: Path, questions: Questions) -> Answers:
     return Answers(found["losses"], found["greedy"])
 
 
-def mlx_lm(folder: Path, questions: Questions, fp32: bool = False) -> Answers:
-    """mlx-lm, in the bf16 of the file or in ``fp32``."""
+def _as_loaded(model: Any) -> None:
+    """The bf16 of the file, in which people run it."""
+
+
+def _in_fp32(model: Any) -> None:
+    import mlx.core as mx
+
+    model.set_dtype(mx.float32)
+
+
+def _dequantized(model: Any) -> None:
+    """Dense fp32 matrices, decoded by mlx-lm: on a CPU a hundred times as fast as its packed products."""
+    from mlx_lm.utils import dequantize_model
+
+    _in_fp32(model)  # before: the decoded matrices have the dtype of their scales
+    dequantize_model(model)
+
+
+# Arithmetic of mlx-lm → change of the loaded model.
+MLX_ARITHMETIC: dict[str, Callable[[Any], None]] = {
+    "bf16": _as_loaded,
+    "fp32": _in_fp32,
+    "fp32-dequantized": _dequantized,
+}
+
+
+def mlx_lm(folder: Path, questions: Questions, arithmetic: str) -> Answers:
+    """mlx-lm with a key of :data:`MLX_ARITHMETIC`."""
     import mlx.core as mx
     import mlx.nn as mlx_nn
     from bitrank.export.mlx import ADAPTERS
@@ -75,8 +106,7 @@ def mlx_lm(folder: Path, questions: Questions, fp32: bool = False) -> Answers:
 
     adapter = folder / ADAPTERS
     model = load(str(folder), adapter_path=str(adapter) if adapter.is_dir() else None)[0]
-    if fp32:
-        model.set_dtype(mx.float32)
+    MLX_ARITHMETIC[arithmetic](model)
     losses = []
     for ids in questions.texts:
         logits = model(mx.array([ids]))[0, :-1].astype(mx.float32)
@@ -86,6 +116,47 @@ def mlx_lm(folder: Path, questions: Questions, fp32: bool = False) -> Answers:
         steps = generate_step(mx.array(prompt), model, max_tokens=questions.count)
         greedy.append([int(token) for token, _ in steps])
     return Answers(losses, greedy)
+
+
+def mlx_reference(source: str, folder: Path) -> Any:
+    """The base ``source`` in transformers, in fp32, with the weights of exported files, adapter included."""
+    from bitrank.export.mlx import ADAPTERS
+    from bitrank.export.packed import WEIGHTS
+    from bitrank.models.locate import locate
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    base = str(locate(source))
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    tensors = load_file(folder / WEIGHTS)
+    factors = load_file(folder / ADAPTERS / _FACTORS) if (folder / ADAPTERS).is_dir() else {}
+    quantization = json.loads((folder / "config.json").read_text())["quantization"]
+    with torch.no_grad():
+        for parameter, values in model.named_parameters():
+            name = parameter.removesuffix(".weight")
+            packed = name in quantization
+            exported = _decoded(tensors, name, quantization) if packed else tensors[parameter].float()
+            if f"{name}.lora_a" in factors:
+                down_IR, up_RO = (factors[f"{name}.lora_{part}"].float() for part in "ab")
+                exported = exported + (down_IR @ up_RO).T
+            values.copy_(exported)
+    return model
+
+
+def _decoded(tensors: Mapping[str, Tensor], name: str, quantization: Mapping[str, Any]) -> Tensor:
+    import mlx.core as mx
+    import numpy as np
+
+    words, scales, biases = (tensors[f"{name}.{part}"] for part in ("weight", "scales", "biases"))
+    form = quantization[name]
+    decoded = mx.dequantize(
+        mx.array(words.numpy()),
+        mx.array(scales.float().numpy()),
+        mx.array(biases.float().numpy()),
+        group_size=form["group_size"],
+        bits=form["bits"],
+    )
+    return torch.from_numpy(np.array(decoded))
 
 
 def text_losses(model: Any, texts: Sequence[Sequence[int]]) -> list[list[float]]:

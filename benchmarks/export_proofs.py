@@ -1,6 +1,7 @@
 """Exports of a run in the programs that load them: bytes, losses, perplexity and tokens beside our own.
 
     python benchmarks/export_proofs.py RUN [--exports gguf+lora,gguf] [--articles 20] [--tokens 96]
+        [--arithmetic bf16,fp32]
 
 Exports the finished run RUN of a language model, and compares the client's losses of test articles and its
 greedy tokens with our own evaluation of the exported weights, in fp32. ``+lora`` keeps the adapter apart.
@@ -11,10 +12,9 @@ for the run into ``docs/results/exports.md``.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,11 +22,13 @@ from typing import Any
 
 import torch
 from export_clients import (
+    MLX_ARITHMETIC,
     Answers,
     Questions,
     behind,
     llama_cpp,
     mlx_lm,
+    mlx_reference,
     rounded_inputs,
     text_losses,
 )
@@ -34,7 +36,6 @@ from harness import HERE, table, write_section
 
 PAGE = HERE.parent / "docs/results/exports.md"
 APART = "+lora"
-_FACTORS = "adapters.safetensors"
 
 
 @dataclass(frozen=True)
@@ -112,53 +113,11 @@ def _gguf_updates(run: Any, model: Any, folder: Path) -> dict[str, torch.Tensor]
 
 
 def mlx_comparisons(run: Any, prepared: Any, folder: Path, questions: Questions) -> list[Compared]:
-    """mlx-lm in bf16 and in fp32 beside the packed weights as safetensors, decoded by ``mlx.dequantize``."""
-    model = _mlx_reference(run, folder)
+    """mlx-lm beside transformers with the weights of the file, decoded by ``mlx.dequantize``."""
+    model = mlx_reference(run.spec.model_source, folder)
     return [
-        compare("bf16", model, questions, mlx_lm(folder, questions)),
-        compare("fp32", model, questions, mlx_lm(folder, questions, fp32=True)),
+        compare(name, model, questions, mlx_lm(folder, questions, name)) for name in questions.mlx_arithmetic
     ]
-
-
-def _mlx_reference(run: Any, folder: Path) -> Any:
-    """The model in transformers, in fp32, with the weights of the exported files, adapter included."""
-    from bitrank.export.mlx import ADAPTERS
-    from bitrank.export.packed import WEIGHTS
-    from bitrank.models.locate import locate
-    from safetensors.torch import load_file
-    from transformers import AutoModelForCausalLM
-
-    base = str(locate(run.spec.model_source))
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-    tensors = load_file(folder / WEIGHTS)
-    factors = load_file(folder / ADAPTERS / _FACTORS) if (folder / ADAPTERS).is_dir() else {}
-    quantization = json.loads((folder / "config.json").read_text())["quantization"]
-    with torch.no_grad():
-        for parameter, values in model.named_parameters():
-            name = parameter.removesuffix(".weight")
-            packed = name in quantization
-            exported = _decoded(tensors, name, quantization) if packed else tensors[parameter].float()
-            if f"{name}.lora_a" in factors:
-                down_IR, up_RO = (factors[f"{name}.lora_{part}"].float() for part in "ab")
-                exported = exported + (down_IR @ up_RO).T
-            values.copy_(exported)
-    return model
-
-
-def _decoded(tensors: Mapping[str, torch.Tensor], name: str, quantization: Mapping[str, Any]) -> torch.Tensor:
-    import mlx.core as mx
-    import numpy as np
-
-    words, scales, biases = (tensors[f"{name}.{part}"] for part in ("weight", "scales", "biases"))
-    form = quantization[name]
-    decoded = mx.dequantize(
-        mx.array(words.numpy()),
-        mx.array(scales.float().numpy()),
-        mx.array(biases.float().numpy()),
-        group_size=form["group_size"],
-        bits=form["bits"],
-    )
-    return torch.from_numpy(np.array(decoded))
 
 
 @dataclass(frozen=True)
@@ -188,14 +147,14 @@ TARGETS = {
 }
 
 
-def prove(run: Any, export: str, questions: Questions, out: Path) -> Proof:
+def prove(run: Any, export: str, quantizer: str, questions: Questions, out: Path) -> Proof:
     """Export ``run`` to ``export`` (a target, with :data:`APART` or without) in ``out``, and compare it."""
     from bitrank.export.prepared import Options, write_export
     from bitrank.export.rebuild import rebuild
     from bitrank.export.registry import EXPORTS
 
     name = export.removesuffix(APART)
-    prepared = EXPORTS[name].prepare(rebuild(run), Options(name, adapter_apart=export.endswith(APART)))
+    prepared = EXPORTS[name].prepare(rebuild(run), Options(name, export.endswith(APART), quantizer))
     write_export(prepared, out)
     audit, target = prepared.audit, TARGETS[name]
     path = out / target.file
@@ -231,7 +190,7 @@ def questions_of(run: Any, arguments: argparse.Namespace) -> Questions:
     chosen = long[:: len(long) // arguments.articles][: arguments.articles]
     texts = [split.sequence(index)[: arguments.tokens].tolist() for index in chosen]
     prompts = [text[: arguments.prompt] for text in texts[: arguments.prompts]]
-    return Questions(texts, prompts, arguments.continuation)
+    return Questions(texts, prompts, arguments.continuation, tuple(arguments.arithmetic))
 
 
 def result_text(run: Any, proofs: Sequence[Proof], questions: Questions) -> str:
@@ -296,9 +255,13 @@ def main() -> int:
     proofs = []
     for export in arguments.exports:
         with TemporaryDirectory() as folder:
-            proofs.append(prove(run, export, questions, Path(folder) / "out"))
+            proofs.append(prove(run, export, arguments.quantizer, questions, Path(folder) / "out"))
         print(proofs[-1], flush=True)
-    write_section(arguments.run.resolve().name, result_text(run, proofs, questions), arguments.results)
+    write_section(
+        arguments.section or arguments.run.resolve().name,
+        result_text(run, proofs, questions),
+        arguments.results,
+    )
     return 0
 
 
@@ -306,6 +269,9 @@ def _parse(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("run", type=Path, help="folder of a finished run of a language model")
     parser.add_argument("--exports", type=_known, default=["gguf+lora", "gguf"], help="comma-separated")
+    parser.add_argument("--quantizer", default="gptq", help="codes of a folded adapter (default: gptq)")
+    parser.add_argument("--arithmetic", type=_arithmetic, default=["bf16", "fp32"], help="of mlx-lm")
+    parser.add_argument("--section", default="", help="name of the section (default: the run's id)")
     parser.add_argument("--articles", type=int, default=20, help="test articles (default: 20)")
     parser.add_argument("--tokens", type=int, default=96, help="tokens of each (default: 96)")
     parser.add_argument("--prompts", type=int, default=6, help="prompts (default: 6)")
@@ -316,12 +282,17 @@ def _parse(given: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _known(text: str) -> list[str]:
-    known = [name + end for name in TARGETS for end in ("", APART)]
+    return _names(text, [name + end for name in TARGETS for end in ("", APART)])
+
+
+def _arithmetic(text: str) -> list[str]:
+    return _names(text, list(MLX_ARITHMETIC))
+
+
+def _names(text: str, known: Sequence[str]) -> list[str]:
     names = [part.strip() for part in text.split(",") if part.strip()]
     if unknown := [name for name in names if name not in known]:
-        raise argparse.ArgumentTypeError(
-            f"expected exports among {', '.join(known)}, got {', '.join(unknown)}"
-        )
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(known)}, got {', '.join(unknown)}")
     return names
 
 
