@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import altair as alt
 import pandas as pd
@@ -67,7 +68,7 @@ def _measured(evidence: Evidence, limit: float) -> tuple[pd.DataFrame, list[str]
     return known[fits].reset_index(drop=True), [str(name) for name in known.loc[~fits, "config"]]
 
 
-def _prediction(predicted: pd.DataFrame) -> alt.LayerChart:
+def _prediction(predicted: pd.DataFrame) -> Any:
     y = alt.Y("loss:Q", title="Predicted added loss, nats", scale=alt.Scale(padding=14))
     base = alt.Chart(predicted).encode(x=_mib(title=None), y=y)
     line = base.mark_line(strokeWidth=1.2, style="guide")
@@ -80,7 +81,7 @@ def _prediction(predicted: pd.DataFrame) -> alt.LayerChart:
     return alt.layer(line, points, labels).properties(width=COLUMN, height=_HEIGHT)
 
 
-def _measurement(measured: pd.DataFrame, evidence: Evidence) -> alt.LayerChart:
+def _measurement(measured: pd.DataFrame, evidence: Evidence) -> Any:
     y = alt.Y("loss:Q", title="Test loss, nats", scale=alt.Scale(zero=False, padding=14))
     drawn = [name for name in evidence.configs if name in set(measured["config"])]
     legend = alt.Legend(title=None, orient="bottom", columns=min(len(drawn), 3), values=drawn)
