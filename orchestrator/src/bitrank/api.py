@@ -206,8 +206,8 @@ def attach(
         adapters in bf16: call :func:`bitrank_adapters.round_adapter` before the last evaluation.
 
     Raises:
-        UserError: the plan's adapters start from the quantization error, or an adaptive plan has no
-            ``total_steps``.
+        UserError: the plan's adapters start from the quantization error, an adaptive plan has no
+            ``total_steps``, or its rank rule needs a run (such as ``train-then-reduce``).
         AdapterError: a rank does not fit its matrix, the model lacks a module, or the plan has no ranks.
 
     Example:
@@ -228,6 +228,11 @@ def attach(
             "init='default' to start the adapters at zero"
         )
     rule = config_of_plan(data, "the plan").rank
+    if rule.needs_hook and not data["adaptive"]:
+        raise UserError(
+            f"the rank rule {data['rank_rule']['name']} changes or converts adapters while a run trains and "
+            "saves them; train it with `bitrank run --plan`, or give a rule with constant ranks"
+        )
     if data["adaptive"] and total_steps is None:
         raise UserError(
             "this plan is adaptive (AdaLoRA): give total_steps, the optimizer steps of the training"

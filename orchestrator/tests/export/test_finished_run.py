@@ -46,6 +46,14 @@ def test_the_error_names_a_changed_or_truncated_file(folder: Path, name: str, co
             find_run(folder)
 
 
+def test_a_run_in_a_stand_in_is_refused_by_name(folder: Path) -> None:
+    precision = {"a": "int4-g64", "b": "noise16-int4-g64"}
+    (folder / "plan.json").write_text(json.dumps({"precision": precision, "ranks": {"a": 8}}))
+    seal(folder, {"eval/acc": 0.5})
+    with pytest.raises(UserError, match=r"trained with noise16-int4-g64, .* export a run in int4-g64"):
+        find_run(folder)
+
+
 def test_truncated_digests_are_rejected_and_missing_digests_accepted(folder: Path) -> None:
     (folder / DIGESTS).write_text('{"plan.json": ')
     with pytest.raises(UserError, match=r"digests\.json is missing or damaged"):

@@ -70,7 +70,7 @@ def forecast_of(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> Forecast:
     )
 
 
-@pytest.mark.parametrize("config", ["B-FP", "B-Ada", "Joint-2", "Joint-3"])
+@pytest.mark.parametrize("config", ["B-FP", "B-Ada", "Joint-2", "Joint-3", "Scales-Q4"])
 @pytest.mark.parametrize("task", TASKS)
 def test_adapter_gradient_and_optimizer_bytes_equal_those_that_training_allocates(
     task: str, config: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

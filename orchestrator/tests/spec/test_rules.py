@@ -7,7 +7,11 @@ import json
 import pytest
 from bitrank.errors import UserError
 from bitrank.spec.configs import CONFIGS, DEFAULT_CONFIGS, Config, find_config
+from bitrank.spec.inits import INITS
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.named_rank_rules import RANK_RULES
+from bitrank.spec.plan_file import save_plan, valid_plan
+from bitrank.spec.profiles import PROFILES
 from bitrank.spec.tiny_models import TINY
 from bitrank_adapters import AdapterScale, adapted
 from bitrank_quant import block_matrices, weight_matrices
@@ -151,6 +155,88 @@ def test_a_plan_file_names_a_rank_rule(matrices, tmp_path) -> None:
         ("ffn", 0),
     }
     assert find_config("ignored", str(path), {"rank": 6}).rank.rank == 6
+
+
+NAMED = {
+    "uniform": {"rank": 4},
+    "attention-only": {"rank": 4},
+    "ffn-only": {"rank": 4},
+    "train-then-reduce": {"rank": 4, "times": 2},
+    "dora-weight": {"rank": 4},
+    "dora-dynamic": {"init_r": 6, "target_r": 4},
+    "qa-lora": {"rank": 4, "group": 32},
+    "scales-only": {},
+}
+
+
+def test_every_named_rule_survives_saving_and_its_data_is_part_of_the_spec(tmp_path) -> None:
+    assert NAMED.keys() == RANK_RULES.keys()
+    for name, parameters in NAMED.items():
+        path, rule = tmp_path / f"plan-{name}.json", {"name": name, **parameters}
+        save_plan({"precision": {}, "ranks": {}, "rank_rule": rule}, path)
+        assert valid_plan(path)["rank_rule"] == rule
+        data = find_config("-", str(path)).as_data()["rank"]
+        assert data == {
+            "rule": data["rule"],
+            **parameters,
+            **({"part": data["part"]} if "part" in data else {}),
+        }
+
+
+FORMATS = ("bf16", "nf4-dq", "int4-g32", "int4-g64", "int8", "fp8", "noise16-int4-g32")
+FITTING = {"qa-lora": {"int4-g32"}, "scales-only": {"int4-g32", "int4-g64", "int8"}}
+REFUSED_STARTS = {
+    "train-then-reduce": {"pissa"},
+    "dora-dynamic": {"pissa"},
+    "qa-lora": {"loftq", "lq-lora", "pissa"},
+    "scales-only": {"loftq", "lq-lora", "pissa"},
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_rules_of_plans_combine_with_formats_and_starts_or_are_refused(name: str, tmp_path) -> None:
+    """The expected refusals are written apart from the code that decides them."""
+    path = tmp_path / "mine.json"
+    save_plan({"precision": {}, "ranks": {}, "rank_rule": {"name": name, **NAMED[name]}}, path)
+    rule = find_config("-", str(path)).rank
+    for text in FORMATS:
+        if text in FITTING.get(name, FORMATS):
+            rule.check_formats({"a": text}, {"a": 4})
+        else:
+            with pytest.raises(UserError, match=r"give|expected a format such as"):
+                rule.check_formats({"a": text}, {"a": 4})
+    for init in INITS:
+        given = {"plan": str(path), "init": init}
+        if init in REFUSED_STARTS.get(name, ()):
+            with pytest.raises(UserError, match=f"mine does not combine with init={init}: .* give init="):
+                make_spec(PROFILES["smoke"], "", "toy_articles", given)
+        else:
+            assert make_spec(PROFILES["smoke"], "", "toy_articles", given).init == init
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"name": "qa-lora", "rank": 8}, "group is missing: the rank rule qa-lora takes rank, group"),
+        (
+            {"name": "dora-weight", "rank": 8, "group": 32},
+            "unknown key of rank_rule 'group'; dora-weight takes",
+        ),
+        ({"name": "scales-only", "rank": 8}, "scales-only takes no parameters"),
+        ({"name": "dora-dynamic", "init_r": 4, "target_r": 8}, "1 ≤ target_r < init_r"),
+        ({"name": "qa-lora", "rank": 8, "group": True}, "group must be a whole number, got True"),
+        ({"name": "DoRA", "rank": 8}, "unknown name 'DoRA'"),
+        ({"rank": 8}, "name is missing"),
+        ({"name": ["uniform"], "rank": 8}, "unknown name"),
+        ({"name": "uniform", "rank": 2**17}, "rank must be 65536 or less"),
+    ],
+)
+def test_rank_rules_with_other_parameters_are_refused(tmp_path, rule, message: str) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"precision": {}, "ranks": {}, "rank_rule": rule}))
+    for read in (valid_plan, lambda place: find_config("-", str(place))):
+        with pytest.raises(UserError, match=message):
+            read(path)
 
 
 @pytest.mark.parametrize("name", ["tiny-bert", "tiny-llama", "tiny-gpt2", "tiny-t5", "tiny-bart"])

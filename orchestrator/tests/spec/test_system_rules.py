@@ -15,13 +15,17 @@ from bitrank.spec.configs import CONFIGS, ENCODER_DECODER, Config, PlannedArm
 from bitrank.spec.inits import INITS
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import PROFILES
-from bitrank.spec.pruned_rules import DynamicRank
-from bitrank.spec.system_rules import DecomposedRank, PooledRank
+from bitrank.spec.pruned_rules import DynamicRank, ReducedRank
+from bitrank.spec.system_rules import DecomposedRank, PooledRank, ScalesOnly
 from bitrank.spec.tiny_models import TINY
 from bitrank_adapters import AdapterScale, ResidualStart
-from bitrank_quant import FORMATS, OVERRIDES, QUANTIZERS, block_matrices
+from bitrank_quant import FORMATS, OVERRIDES, QUANTIZERS, apply_precision, block_matrices, weight_matrices
 
-PRUNING = [name for name, arm in CONFIGS.items() if isinstance(arm, Config) and arm.rank.triplets]
+PRUNING = [
+    name
+    for name, arm in CONFIGS.items()
+    if isinstance(arm, Config) and (arm.rank.triplets or isinstance(arm.rank, ReducedRank))
+]
 POOLED = [name for name, arm in CONFIGS.items() if isinstance(arm, Config) and arm.rank.own_formats]
 PLANNED = [name for name, arm in CONFIGS.items() if isinstance(arm, PlannedArm)]
 
@@ -73,6 +77,9 @@ def test_accepted_starts_give_an_adapted_model_that_computes(name: str) -> None:
             for block in blocks:
                 weight = model.get_submodule(block.name).weight
                 weight.copy_(start.split(block.name, weight.clone(), lambda weight_OI: weight_OI.bfloat16()))
+        if arm.rank.trains_scales:
+            formats = arm.precision.assign_formats([m for m in weight_matrices(model) if m.tied_to is None])
+            apply_precision(model, formats, compute_dtype=torch.float32)
         scale = AdapterScale()
         adapted = arm.rank.attach(model, ranks, total_steps=40, scale=scale, heads=[], seed=0)
         start.write(adapted.model)
@@ -89,6 +96,19 @@ def test_pooled_adapters_take_affine_groups_of_their_size_only() -> None:
             with pytest.raises(UserError, match=rf"expected a format such as int4-g32 for a, got {text}"):
                 rule.check_formats({"a": text}, {"a": 8})
     rule.check_formats({"a": "bf16"}, {"a": 0})
+
+
+def test_scales_train_in_formats_with_scales_stored_as_numbers_only() -> None:
+    rule, both = ScalesOnly(), {"a": 0, "b": 0}
+    for text in ("int2-g64", "int4-g32", "sym4-g64", "int8"):
+        rule.check_formats({"a": text, "b": "bf16"}, both)
+    for text in ("nf4", "nf4-dq", "fp4", "int4-g64-dq", "llm-int8", "fp8"):
+        with pytest.raises(
+            UserError, match=rf"the scales of a in {text} cannot be trained: .*; give int4-g64"
+        ):
+            rule.check_formats({"a": text, "b": "int4-g64"}, both)
+    with pytest.raises(UserError, match=r"no matrix of the blocks is quantized, .*; give int4-g64"):
+        rule.check_formats({"a": "bf16"}, both)
 
 
 @pytest.mark.parametrize(

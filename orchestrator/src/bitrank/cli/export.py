@@ -77,11 +77,13 @@ def act(arguments: argparse.Namespace) -> int:
     check_absent(arguments.out)
     target = find_target(arguments.to, arguments.lora)
     quantizer = find_quantizer_for(arguments.to, arguments.quantizer)
-    from bitrank.export.finished_run import find_run
+    from bitrank.export.finished_run import check_has_adapter, find_run
     from bitrank.export.rebuild import rebuild
 
     run = find_run(arguments.source, arguments.task, arguments.model)
     target.check(run)
+    if arguments.lora:
+        check_has_adapter(run)
     options = Options(arguments.to, arguments.lora, quantizer)
     prepared = target.prepare(rebuild(run), options)
     if not arguments.json:

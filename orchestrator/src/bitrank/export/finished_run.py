@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bitrank_quant import weight_matrices
+from bitrank_quant import imitated_format, parse_format, weight_matrices
 
 from bitrank.errors import UserError
 from bitrank.models.load import Loaded
@@ -46,7 +47,7 @@ def find_run(source: Path, task: str | None = None, model: str | None = None) ->
     """Find the run of ``source``, which is the folder of a run or of an adapter.
 
     An adapter without its run needs ``task`` and ``model``. Raises :class:`UserError` if ``source`` has no
-    adapter, its run is not finished, or one of them is missing.
+    adapter, its run is not finished or has stand-ins as formats, or one of them is missing.
     """
     if not source.is_dir():
         raise UserError(
@@ -77,6 +78,17 @@ def find_run(source: Path, task: str | None = None, model: str | None = None) ->
     return FinishedRun(make_spec(find_profile("laptop"), "B-FP", task, {"model": model}), adapter, None, {})
 
 
+def check_has_adapter(run: FinishedRun) -> None:
+    """Raise :class:`UserError` for a run that trained the scales of its formats and has no adapter."""
+    from bitrank_adapters import read_scales
+
+    if read_scales(run.adapter):
+        raise UserError(
+            f"{run.spec.config} trained the scales of quantized matrices and has no adapter to export; give "
+            "--to quantized or --to merged, without --lora"
+        )
+
+
 def _run_of(home: Path, adapter: Path) -> FinishedRun:
     """Read the run in ``home``; its files must match their digests. Old runs without digests are accepted."""
     problem = damage(home, _is_read) if (home / DIGESTS).is_file() else None
@@ -89,8 +101,19 @@ def _run_of(home: Path, adapter: Path) -> FinishedRun:
         spec = read_spec(home / "spec.json")
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{home}: plan.json or spec.json is damaged ({error}); copy the run again") from error
+    _check_formats(home, precision)
     check_inputs(spec)
     return FinishedRun(spec, adapter, precision, ranks)
+
+
+def _check_formats(home: Path, precision: Mapping[str, str]) -> None:
+    """Raise :class:`UserError` for a run in stand-ins: it has the loss of a format that it does not store."""
+    for text in precision.values():
+        if (imitated := imitated_format(parse_format(text))) is not None:
+            raise UserError(
+                f"{home} was trained with {text}, noise of the size of {imitated}'s errors, which is for "
+                f"studies and stores 16 bits: no runtime can have it; export a run in {imitated}"
+            )
 
 
 def _is_read(name: str) -> bool:

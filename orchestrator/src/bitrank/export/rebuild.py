@@ -13,12 +13,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from bitrank_adapters import AdapterScale, SavedAdapter, adapted, adapter_memory, attach_lora, read_adapter
+from bitrank_adapters import (
+    AdapterScale,
+    SavedAdapter,
+    adapted,
+    adapter_memory,
+    attach_frozen,
+    attach_lora,
+    read_adapter,
+    read_scales,
+)
 from bitrank_quant import (
     Applied,
     float_format,
     left_out,
     parse_format,
+    set_scales,
     stored_bytes,
     stored_weight,
     tied_modules,
@@ -152,6 +162,7 @@ def rebuild(run: FinishedRun) -> Rebuilt:
     data = load_data(spec)
     loaded = open_model(spec, data.task.classes, compute.device, compute.dtype)
     applied, _ = quantize_base(spec, compute, loaded, run.bits(loaded), run.ranks)
+    set_scales(loaded.model, read_scales(run.adapter))
     model = _with_adapter(loaded, adapter).to(compute.device)
     planned = stored_bytes(model).total - adapter_memory(model)
     metrics = _evaluate(model, spec, data, compute)
@@ -176,12 +187,12 @@ def _with_adapter(loaded: Loaded, adapter: SavedAdapter) -> Any:
         raise UserError(
             f"neither the model nor the adapter has weights for {missing[0]!r}; give the run that trained it"
         )
-    model = attach_lora(
-        loaded.model,
-        {name: len(part.down_RI) for name, part in parts.items()},
-        scale=AdapterScale(1.0, "constant"),
-        heads=heads,
-    )
+    scale = AdapterScale(1.0, "constant")
+    if parts:
+        ranks = {name: len(part.down_RI) for name, part in parts.items()}
+        model = attach_lora(loaded.model, ranks, scale=scale, heads=heads)
+    else:
+        model = attach_frozen(loaded.model, scale=scale, heads=heads)
     with torch.no_grad():
         for name, layer in adapted(model):
             layer.lora_A["default"].weight.copy_(parts[name].down_RI)

@@ -54,6 +54,12 @@ def _peft(rebuilt: Rebuilt, options: Options) -> Prepared:
     return prepare_peft(rebuilt, options)
 
 
+def _check_peft(run: FinishedRun) -> None:
+    from bitrank.export.finished_run import check_has_adapter
+
+    check_has_adapter(run)
+
+
 def _merged(rebuilt: Rebuilt, options: Options) -> Prepared:
     from bitrank.export.merge import prepare_merged
 
@@ -103,7 +109,7 @@ def _check_gguf(run: FinishedRun) -> None:
 
 
 EXPORTS: dict[str, ExportTarget] = {
-    "peft": ExportTarget("the adapter alone, for PEFT over the unquantized base", "any", _peft),
+    "peft": ExportTarget("the adapter alone, for PEFT over the unquantized base", "any", _peft, _check_peft),
     "merged": ExportTarget(
         "for transformers without bitrank: the adapter folded into the base, in the compute dtype of runs",
         "any",

@@ -95,7 +95,9 @@ def forecast(
     work = workload(spec, device)
     unplanned = unplanned_model(spec, work.classes, compute)
     blocks = block_matrices(unplanned.model)
-    check_ranks(dict(ranks), {m.name: m.shape for m in blocks}, unplanned.trained_modules)
+    rule = find_config(spec.config, spec.plan, spec.tuned).rank
+    shapes = {m.name: m.shape for m in blocks}
+    check_ranks(dict(ranks), shapes, unplanned.trained_modules, others_train=rule.trains_scales)
     took = training_time(spec, work, unplanned.model, device, dtype, store)
     return _of_plan(spec, compute, unplanned, precision, ranks, work, took)
 
@@ -121,7 +123,7 @@ def _of_plan(
         dtype=dtype,
         trained_modules=trained_modules,
     )
-    adapted = _adapted(spec, model, trained_modules, ranks, {m.name: m for m in matrices})
+    adapted = _adapted(spec, model, trained_modules, precision, ranks, {m.name: m for m in matrices})
     largest = max(math.prod(m.shape) for m in matrices)
     stage = dry_run(spec, compute, unplanned, precision, ranks, work.steps)
     activations, overhead = _passes(stage, work, kept_shapes(spec) if dtype != torch.float32 else None)
@@ -182,10 +184,11 @@ def _adapted(
     spec: RunSpec,
     model: Any,
     trained_modules: list[str],
+    precision: Mapping[str, str],
     ranks: Mapping[str, int],
     matrices: Mapping[str, WeightMatrix],
 ) -> _Adapted:
-    """Count the bytes of adapters and trained heads.
+    """Count the bytes of adapters, of fp32 copies of trained scales, and of trained heads.
 
     AdaLoRA stores a singular value per rank, an untrained rank count per matrix, and three averages per
     low-rank parameter.
@@ -195,8 +198,11 @@ def _adapted(
     low_rank = sum(
         rule.trained_numbers(matrices[name].shape, rank) + rank * adaptive for name, rank in ranks.items()
     )
+    scales = sum(
+        rule.trained_in_format(matrices[name].shape, precision[name]) for name in ranks if name in precision
+    )
     heads = sum(p.numel() for name in trained_modules for p in model.get_submodule(name).parameters())
-    numbers = low_rank + heads
+    numbers = low_rank + scales + heads
     return _Adapted(
         4 * (numbers + adaptive * len(ranks)), 4 * numbers, 8 * numbers + adaptive * 12 * low_rank, numbers
     )

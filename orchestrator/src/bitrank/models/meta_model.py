@@ -14,7 +14,10 @@ import torch
 from accelerate import init_empty_weights
 from bitrank_quant import (
     Float,
+    Format,
     QuantEmbedding,
+    QuantLinear,
+    QuantWeight,
     followers,
     left_out,
     parse_format,
@@ -106,9 +109,9 @@ class StandIn(nn.Linear):
     Its weight is decoded at each access and not retained.
     """
 
-    def __init__(self, out: int, into: int, bias: Tensor | None, dtype: torch.dtype) -> None:
+    def __init__(self, out: int, into: int, bias: Tensor | None, dtype: torch.dtype, fmt: Format) -> None:
         nn.Module.__init__(self)
-        self.out_features, self.in_features, self.dtype = out, into, dtype
+        self.out_features, self.in_features, self.dtype, self.fmt = out, into, dtype, fmt
         self.register_parameter(
             "bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         )
@@ -116,6 +119,10 @@ class StandIn(nn.Linear):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         return torch.empty(self.out_features, self.in_features, dtype=self.dtype, device="meta")
+
+    def as_quantized(self) -> QuantLinear:
+        """The layer with its codes and scales, on the ``meta`` device, for training its scales."""
+        return QuantLinear(QuantWeight(self.weight, self.fmt, self.dtype), self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
         rows_NI = input.reshape(-1, self.in_features)
@@ -170,19 +177,19 @@ def stand_in(
         if name in tied:
             continue
         fmt = parse_format(text)
-        plain = isinstance(fmt, Float) and fmt.dtype == dtype
         for part in (name, *sharing.get(name, [])):
-            _replace(model, part, _instead(model.get_submodule(part), plain, dtype))
+            _replace(model, part, _instead(model.get_submodule(part), fmt, dtype))
     store_in_16_bits(model, left_out(model, trained_modules))
 
 
-def _instead(module: Any, plain: bool, dtype: torch.dtype) -> nn.Module:
+def _instead(module: Any, fmt: Format, dtype: torch.dtype) -> nn.Module:
+    plain = isinstance(fmt, Float) and fmt.dtype == dtype
     if isinstance(module, nn.Embedding):
         codes: Any = NoCodes(module.num_embeddings, module.embedding_dim, dtype)
         return module if plain else QuantEmbedding.instead_of(module, codes)
     into, out = tuple(module.weight.shape) if isinstance(module, Conv1D) else tuple(module.weight.shape)[::-1]
     if not plain:
-        return StandIn(out, into, module.bias, dtype)
+        return StandIn(out, into, module.bias, dtype, fmt)
     if not isinstance(module, Conv1D):
         return module  # type: ignore[no-any-return]
     made = nn.Linear(into, out, device="meta", dtype=dtype)

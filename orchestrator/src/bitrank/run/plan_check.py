@@ -36,4 +36,6 @@ def _check_plan(spec: RunSpec) -> None:
         parse_format(text)
     blocks = block_matrices(model)
     ranks = config.rank.assign_ranks(blocks)
-    check_ranks(ranks, {matrix.name: matrix.shape for matrix in blocks}, sorted(trained))
+    shapes = {matrix.name: matrix.shape for matrix in blocks}
+    check_ranks(ranks, shapes, sorted(trained), others_train=config.rank.trains_scales)
+    config.rank.check_formats(formats, ranks)

@@ -58,7 +58,8 @@ def make_plans(config: Config, loaded: Loaded) -> Plans:
     blocks = block_matrices(loaded.model)
     bits, ranks = config.precision.assign_formats(quantizable), config.rank.assign_ranks(blocks)
     check_names(bits, [m.name for m in weight_matrices(loaded.model)], set(loaded.trained_modules))
-    check_ranks(ranks, {m.name: m.shape for m in blocks}, loaded.trained_modules)
+    shapes = {m.name: m.shape for m in blocks}
+    check_ranks(ranks, shapes, loaded.trained_modules, others_train=config.rank.trains_scales)
     config.rank.check_formats(bits, ranks)
     return Plans(bits, ranks, quantizable, left_out(loaded.model, loaded.trained_modules))
 

@@ -17,7 +17,7 @@ class AdapterHook(RankHook, Protocol):
         """Inside, the model computes with the adapter as :meth:`save` writes it."""
 
     def stored_bytes(self) -> int:
-        """Bytes of the tensors that :meth:`save` writes."""
+        """Bytes that the tensors of :meth:`save` add to the base: trained scales replace stored ones."""
 
     def save(self, folder: Path) -> None:
         """Save the adapter in PEFT's format (safetensors, bf16)."""

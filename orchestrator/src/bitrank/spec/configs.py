@@ -15,7 +15,7 @@ from typing import Any
 from bitrank.errors import UserError, unknown
 from bitrank.spec import rules
 from bitrank.spec.config import Config
-from bitrank.spec.named_rank_rules import RANK_RULES
+from bitrank.spec.named_rank_rules import rank_rule_of
 from bitrank.spec.plan_file import read_plan
 from bitrank.spec.pruned_rules import AdaptiveRank
 from bitrank.spec.rule_interface import RankRule
@@ -161,7 +161,8 @@ def config_of_plan(plan: Mapping[str, Any], source: str) -> Config:
     """Return the arm that a plan's data describes; errors name ``source``.
 
     With ``adaptive``, such as ``{"init_r": 12, "target_r": 8}``, AdaLoRA distributes rank; with
-    ``rank_rule``, such as ``{"name": "ffn-only", "rank": 8}``, a rule does. ``ranks`` is then not used.
+    ``rank_rule``, such as ``{"name": "ffn-only", "rank": 8}``, a rule does
+    (:data:`~bitrank.spec.named_rank_rules.RANK_RULES`). ``ranks`` is then not used.
     """
     return Config(rules.GivenBits(plan["precision"], plan["shapes"]), _rank_rule_of(plan, source), "joint")
 
@@ -170,18 +171,14 @@ def _rank_rule_of(plan: Mapping[str, Any], source: str) -> RankRule:
     adaptive, named = plan["adaptive"], plan["rank_rule"]
     if adaptive and named:
         raise UserError(f"{source} is not a plan: it has adaptive and rank_rule; remove one")
+    if named:
+        try:
+            return rank_rule_of(named)
+        except UserError as error:
+            raise UserError(f"{source} is not a plan: {error}") from error
     try:
-        if adaptive:
-            return AdaptiveRank(**adaptive)
-        return _named_rule(**named) if named else rules.GivenRanks(plan["ranks"])
+        return AdaptiveRank(**adaptive) if adaptive else rules.GivenRanks(plan["ranks"])
     except TypeError as error:
         raise UserError(
-            f"{source} is not a plan: adaptive takes init_r, target_r and shrink, rank_rule takes name and "
-            f"rank; {error}"
+            f"{source} is not a plan: adaptive takes init_r, target_r and shrink; {error}"
         ) from error
-
-
-def _named_rule(name: str, rank: int) -> RankRule:
-    if name not in RANK_RULES:
-        raise unknown("rank rule", name, RANK_RULES)
-    return RANK_RULES[name].make(rank)

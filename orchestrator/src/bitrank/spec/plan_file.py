@@ -14,7 +14,7 @@ from bitrank_data import write_atomically
 from bitrank.errors import UserError, shortened
 from bitrank.spec.fields import About, Count, OneOf, PlannedRank, Rank, Text, one_of
 from bitrank.spec.inits import INITS
-from bitrank.spec.named_rank_rules import RANK_RULES
+from bitrank.spec.named_rank_rules import RANK_RULES, rank_rule_of
 
 if TYPE_CHECKING:  # plans are read without loading torch
     from bitrank_planner import Plan
@@ -76,14 +76,6 @@ class Adaptive:
 
 
 @dataclass(frozen=True)
-class RankByRule:
-    """Keys of ``rank_rule`` in a plan file."""
-
-    name: Annotated[Text, one_of(RANK_RULES), About("rule that gives every block matrix its rank")]
-    rank: Annotated[Rank, About("rank of the matrices that the rule gives an adapter")]
-
-
-@dataclass(frozen=True)
 class PlanFile:
     """Keys of a plan file. A file written by hand needs only ``precision`` and ``ranks``."""
 
@@ -104,7 +96,9 @@ class PlanFile:
     ] = field(default_factory=dict)
     rank_rule: Annotated[
         dict[str, Any],
-        About(f"`name` ({', '.join(RANK_RULES)}) and `rank`: replaces `ranks`"),
+        About(
+            f"`name` ({', '.join(RANK_RULES)}) and parameters of the rule, such as `rank`: replaces `ranks`"
+        ),
     ] = field(default_factory=dict)
     planner: Annotated[Text | None, About("the planner that made the plan")] = None
     budget: Annotated[int | None, About("byte budget of the planner", "bytes")] = None
@@ -176,7 +170,7 @@ def valid_plan(path: Path) -> dict[str, Any]:
         if data["adaptive"]:
             validate(Adaptive, data["adaptive"], "key of adaptive")
         if data["rank_rule"]:
-            validate(RankByRule, data["rank_rule"], "key of rank_rule")
+            rank_rule_of(data["rank_rule"])
     except UserError as error:
         raise UserError(f"{path} is not a plan: {error}") from error
     return data

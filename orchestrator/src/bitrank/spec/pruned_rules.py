@@ -36,6 +36,7 @@ class ReducedRank(Lora):
 
     rank: int
     times: int = 4
+    needs_hook: ClassVar[bool] = True
 
     def refusal(self, init: Init) -> str | None:
         return refuse_principal(init)
@@ -56,6 +57,7 @@ class PrunedRank(Adapters):
     init_r: int
     target_r: int
     triplets: ClassVar[bool] = True
+    needs_hook: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.target_r < self.init_r:

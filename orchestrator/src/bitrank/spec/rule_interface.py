@@ -25,6 +25,8 @@ class PrecisionRule(Protocol):
 class RankRule(Protocol):
     triplets: ClassVar[bool]  # whether each rank has a singular value, and its use is averaged in training
     own_formats: ClassVar[bool]  # whether the adapters fit the formats of their arm only
+    needs_hook: ClassVar[bool]  # whether training or saving needs the hook that attach returns
+    trains_scales: ClassVar[bool]  # whether matrices train without a rank: scales of their formats
 
     def refusal(self, init: Init) -> str | None:
         """The reason why the adapters cannot start by ``init``; None if they can."""
@@ -37,6 +39,9 @@ class RankRule(Protocol):
 
     def stored_numbers(self, shape: Sequence[int], rank: int) -> int:
         """As :meth:`trained_numbers`, in the file of the adapter."""
+
+    def trained_in_format(self, shape: tuple[int, int], text: str) -> int:
+        """Trained numbers that replace stored ones of a matrix in the format ``text``: no bytes are added."""
 
     def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
         """Assign an initial rank to every block matrix."""
@@ -59,6 +64,8 @@ class Adapters:
 
     triplets: ClassVar[bool] = False
     own_formats: ClassVar[bool] = False
+    needs_hook: ClassVar[bool] = False
+    trains_scales: ClassVar[bool] = False
 
     def refusal(self, init: Init) -> str | None:
         return None
@@ -70,3 +77,6 @@ class Adapters:
 
     def stored_numbers(self, shape: Sequence[int], rank: int) -> int:
         return self.trained_numbers(shape, rank)
+
+    def trained_in_format(self, shape: tuple[int, int], text: str) -> int:
+        return 0

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from bitrank.errors import UserError
-from bitrank.spec.rule_interface import Bits, Ranks
+from bitrank.spec.rule_interface import Adapters, Bits, Ranks
 from bitrank.spec.rules import SIXTEEN, FixedRank
 
 if TYPE_CHECKING:  # the command line reads configs without importing torch
     from bitrank_adapters import AdapterScale
+    from bitrank_quant import WeightMatrix
     from torch import nn
 
     from bitrank.spec.adapter_hook import Attached
@@ -53,6 +54,7 @@ class PooledRank(FixedRank):
 
     group: int
     own_formats: ClassVar[bool] = True
+    needs_hook: ClassVar[bool] = True
 
     def refusal(self, init: Init) -> str | None:
         if init.residual or init.principal:
@@ -96,3 +98,63 @@ class PooledRank(FixedRank):
 
         adapted = attach_pooled(model, ranks, self.group, scale=scale, heads=heads, seed=seed)
         return Attached(adapted, PooledRanks(adapted))
+
+
+@dataclass(frozen=True)
+class ScalesOnly(Adapters):
+    """No adapter: scales and minima of the blocks' formats are trained (PEQA, DWQ), without further bytes."""
+
+    own_formats: ClassVar[bool] = True
+    needs_hook: ClassVar[bool] = True
+    trains_scales: ClassVar[bool] = True
+
+    def refusal(self, init: Init) -> str | None:
+        if init.residual or init.principal:
+            return "no adapter exists that could start as a part of a matrix; give init=default"
+        return None
+
+    def check_formats(self, bits: Bits, ranks: Ranks) -> None:
+        from bitrank_quant import Float, parse_format, why_no_scales
+
+        formats = {name: parse_format(bits.get(name, SIXTEEN)) for name in ranks}
+        quantized = {name: fmt for name, fmt in formats.items() if not isinstance(fmt, Float)}
+        for name, fmt in quantized.items():
+            if (reason := why_no_scales(fmt)) is not None:
+                raise UserError(
+                    f"the scales of {name} in {fmt} cannot be trained: {reason}; give int4-g64 or another "
+                    "affine, symmetric or int8 format"
+                )
+        if not quantized:
+            raise UserError(
+                "no matrix of the blocks is quantized, so there is no scale to train; give int4-g64 or "
+                "another affine, symmetric or int8 format"
+            )
+
+    def trained_numbers(self, shape: Sequence[int], rank: int) -> int:
+        return 0
+
+    def trained_in_format(self, shape: tuple[int, int], text: str) -> int:
+        from bitrank_quant import parse_format, scale_numbers
+
+        return scale_numbers(parse_format(text), shape)
+
+    def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
+        return {m.name: 0 for m in blocks}
+
+    def attach(
+        self,
+        model: nn.Module,
+        ranks: Ranks,
+        *,
+        total_steps: int,
+        scale: AdapterScale,
+        heads: list[str],
+        seed: int,
+    ) -> Attached:
+        from bitrank_adapters import TrainedScales, attach_frozen
+        from bitrank_quant import train_scales
+
+        from bitrank.spec.adapter_hook import Attached
+
+        adapted = attach_frozen(model, scale=scale, heads=heads, seed=seed)
+        return Attached(adapted, TrainedScales(adapted, train_scales(model, list(ranks))))

@@ -98,4 +98,19 @@ SYSTEMS: dict[str, Config] = {
         "int4 blocks in groups of 32, adapters of rank 8 on sums over groups, which merge exactly",
         "QA-LoRA; Xu et al. 2024",
     ),
+    "PARA-Q4": Config(
+        rules.BlocksIn("nf4-dq"),
+        pruned_rules.ReducedRank(8),
+        SYSTEM,
+        "NF4 blocks, rank 32 reduced to the bytes of rank 8 after training",
+        "PARA; arXiv:2604.27796, 2026",
+    ),
+    "Scales-Q4": Config(
+        rules.BlocksIn("int4-g64"),
+        system_rules.ScalesOnly(),
+        SYSTEM,
+        "int4 blocks without adapters, scales and minima of their groups are trained",
+        "PEQA; Kim et al. 2023",
+        {"learning_rate": 1e-4},  # steps of the size of adapters' would exceed the scales themselves
+    ),
 }

@@ -16,6 +16,7 @@ from bitrank_adapters.residual_init import AdapterStart, ResidualStart
 from bitrank_adapters.scales import SCALE_POLICIES, AdapterScale, ScalePolicy, effective_scale
 from bitrank_adapters.shrink import ShrinkingRanks
 from bitrank_adapters.stored import adapter_bytes, adapter_memory, round_adapter
+from bitrank_adapters.trained_scales import TrainedScales, attach_frozen, read_scales
 from bitrank_adapters.trainer_callback import AdaLoraCallback
 from bitrank_adapters.weight_decomposed import attach_weight_decomposed
 
@@ -42,11 +43,13 @@ __all__ = [
     "SavedAdapter",
     "ScalePolicy",
     "ShrinkingRanks",
+    "TrainedScales",
     "adapted",
     "adapter_bytes",
     "adapter_memory",
     "attach_adalora",
     "attach_dynamic",
+    "attach_frozen",
     "attach_lora",
     "attach_pooled",
     "attach_weight_decomposed",
@@ -56,6 +59,7 @@ __all__ = [
     "fuse",
     "is_norm",
     "read_adapter",
+    "read_scales",
     "role_ranks",
     "round_adapter",
     "save_as_lora",

@@ -33,14 +33,20 @@ def positive_ranks(plan: Mapping[str, int]) -> RankPlan:
     return {name: rank for name, rank in plan.items() if rank > 0}
 
 
-def check_ranks(plan: RankPlan, shapes: Mapping[str, tuple[int, int]], heads: Sequence[str] = ()) -> None:
+def check_ranks(
+    plan: RankPlan,
+    shapes: Mapping[str, tuple[int, int]],
+    heads: Sequence[str] = (),
+    others_train: bool = False,
+) -> None:
     """Raise :class:`AdapterError` if the plan names an unknown matrix, a rank does not fit, or nothing
     trains.
 
     ``shapes`` maps each matrix to (out, in); a rank fits from 0 (no adapter) to the smaller of both. With
-    ``heads`` that are trained in full, a plan may have rank 0 everywhere.
+    ``heads`` that are trained in full, or if ``others_train`` (group scales), a plan may have rank 0
+    everywhere.
     """
-    if not positive_ranks(plan) and not heads:
+    if not positive_ranks(plan) and not heads and not others_train:
         problem = "rank 0 everywhere" if plan else "the rank plan is empty"
         raise AdapterError(
             f"{problem}: there is nothing to train; give at least one matrix a rank of 1 or more"

@@ -13,7 +13,7 @@ from torch import nn
 STORED_DTYPE = torch.bfloat16
 STORED_BYTES = STORED_DTYPE.itemsize
 _SAVED = (".lora_", ".modules_to_save.")
-_ADDED = (*_SAVED, ".ranknum.")
+_ADDED = (*_SAVED, ".ranknum.", ".group_scales.")
 
 
 def saved_parameters(model: PeftModel) -> dict[str, nn.Parameter]:
@@ -32,8 +32,8 @@ def adapter_bytes(model: PeftModel) -> int:
 
 
 def adapter_memory(model: PeftModel) -> int:
-    """Bytes that the adapter adds to the model in memory: fp32 parameters, heads, and AdaLoRA's rank
-    counts."""
+    """Bytes that the adapter adds to the model in memory: fp32 parameters, heads, AdaLoRA's rank counts, and
+    the fp32 copies of trained group scales."""
     return sum(
         p.numel() * p.element_size()
         for name, p in model.named_parameters()

@@ -28,7 +28,9 @@ from bitrank_quant.footprint import Footprint, stored_bytes
 from bitrank_quant.formats.base import Format
 from bitrank_quant.formats.codebook import Codebook
 from bitrank_quant.formats.float import Float, float_format
+from bitrank_quant.formats.float8 import Float8
 from bitrank_quant.formats.integer import Affine, Int8Row, Symmetric
+from bitrank_quant.formats.noise import Noise, imitated_format
 from bitrank_quant.formats.parse import FAMILIES, FORMATS, Family, parse_format
 from bitrank_quant.kernels.rows import CompiledRows
 from bitrank_quant.kernels.status import kernels_status
@@ -46,3 +48,4 @@ from bitrank_quant.quantizers import QUANTIZERS, InputMoments, Quantizer, find_q
 from bitrank_quant.replaceable import readers_of_weights
 from bitrank_quant.serialize import load_quantized, save_quantized, to_reference
 from bitrank_quant.sixteen import store_in_16_bits
+from bitrank_quant.trained_scales import scale_numbers, set_scales, train_scales, why_no_scales

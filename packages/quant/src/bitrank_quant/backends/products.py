@@ -21,22 +21,27 @@ class DecodedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, quantized: QuantWeight, bias: Tensor | None) -> Tensor:
         ctx.quantized = quantized
-        parts = quantized.parts(input.dtype)
-        if len(parts) == 1:
-            return F.linear(input, quantized.decode(input.dtype), bias)
-        y_NO = input.new_empty(len(input), quantized.shape[0])
-        for part in parts:
-            torch.mm(input, quantized.decode_part(part, input.dtype).T, out=y_NO[:, part])
-        return y_NO if bias is None else y_NO.add_(bias)
+        return product(input, quantized, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
         if not ctx.needs_input_grad[0]:
             return None, None, None
-        return _back(grads[0], ctx.quantized), None, None
+        return input_gradient(grads[0], ctx.quantized), None, None
 
 
-def _back(grad_NO: Tensor, quantized: QuantWeight) -> Tensor:
+def product(input: Tensor, quantized: QuantWeight, bias: Tensor | None) -> Tensor:
+    """``x Wᵀ + b`` of an input (N, in), with W decoded some rows at a time."""
+    parts = quantized.parts(input.dtype)
+    if len(parts) == 1:
+        return F.linear(input, quantized.decode(input.dtype), bias)
+    y_NO = input.new_empty(len(input), quantized.shape[0])
+    for part in parts:
+        torch.mm(input, quantized.decode_part(part, input.dtype).T, out=y_NO[:, part])
+    return y_NO if bias is None else y_NO.add_(bias)
+
+
+def input_gradient(grad_NO: Tensor, quantized: QuantWeight) -> Tensor:
     """∂/∂x of ``y = x Wᵀ``; partial sums are accumulated in fp32."""
     parts = quantized.parts(grad_NO.dtype)
     if len(parts) == 1:

@@ -21,7 +21,9 @@ from bitrank_quant.errors import QuantError
 from bitrank_quant.formats.base import Format
 from bitrank_quant.formats.codebook import Codebook
 from bitrank_quant.formats.float import FLOATS, Float
+from bitrank_quant.formats.float8 import Float8
 from bitrank_quant.formats.integer import Affine, Int8Row, Symmetric
+from bitrank_quant.formats.noise import Noise
 
 _NAMED: list[Format] = [
     *(Float(name) for name in FLOATS),
@@ -32,6 +34,7 @@ _NAMED: list[Format] = [
     *(Affine(bits, 64) for bits in (8, 6, 5, 4, 3, 2)),
     *(Affine(bits, 64, double_quant=True) for bits in (4, 3, 2)),
     *(Symmetric(bits, 64) for bits in (8, 4)),
+    Float8(),
 ]
 FORMATS: dict[str, Format] = {str(fmt): fmt for fmt in _NAMED}
 
@@ -55,6 +58,7 @@ FAMILIES: dict[str, Family] = {
     "<nf4|nf3|fp4>-g<size>[-dq]": Family(
         r"(nf4|nf3|fp4)-g([1-9]\d*)(-dq)?", lambda match: Codebook(match[1], int(match[2]), bool(match[3]))
     ),
+    "noise16-<low-bit format>": Family(r"noise16-(.+)", lambda match: Noise(parse_format(match[1]))),
 }
 
 
