@@ -3,6 +3,7 @@
 A block is used if the line before it is one of these comments:
 
     <!-- run -->, <!-- run slow -->                    execute it (python or sh)
+    <!-- run slow: MODULE -->                          the same; needs an optional Python module
     <!-- file: PATH -->, <!-- append: PATH -->         write it to a new file; add it to the end of one
     <!-- insert after "TEXT": PATH -->, … before …     add it beside the first line that contains TEXT
 """
@@ -16,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,7 +28,10 @@ _PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 @dataclass(frozen=True)
 class Block:
-    """One block: its text, an action (such as ``run slow``, ``file`` or ``after``) and its target."""
+    """One block: its text, an action (such as ``run slow``, ``file`` or ``after``) and its target.
+
+    ``path`` is the file of an edit; of a block to execute, an optional module that it needs.
+    """
 
     action: str
     anchor: str
@@ -42,6 +47,12 @@ def blocks_of(markdown: str) -> list[Block]:
         action, side, anchor, path, language, text = match.groups()
         found.append(Block(side or action, anchor or "", path or "", language, text))
     return found
+
+
+def missing_modules(blocks: Iterable[Block]) -> list[str]:
+    """Optional modules that blocks to execute need and that are not installed."""
+    needed = {block.path for block in blocks if block.action.startswith("run") and block.path}
+    return sorted(name for name in needed if find_spec(name) is None)
 
 
 def python_blocks(markdown: str) -> list[str]:
@@ -68,12 +79,17 @@ class SourceCopy:
         self.environment = {**os.environ, "PYTHONPATH": copies, "PATH": path}
 
     def follow(self, blocks: Iterable[Block], slow: bool) -> str:
-        """Apply all blocks (slow ones only if ``slow``); returns the output of the executed ones."""
+        """Apply all blocks (slow ones only if ``slow``); returns the output of the executed ones.
+
+        Blocks that need a module that is not installed are left out.
+        """
         printed = ""
         for block in blocks:
+            if missing_modules([block]):
+                continue
             if block.action == "run" or (block.action == "run slow" and slow):
                 printed += self.run(block)
-            elif block.path:
+            elif block.path and not block.action.startswith("run"):
                 self.write(block)
         return printed
 

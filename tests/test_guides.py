@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from guide_blocks import ROOT, SourceCopy, blocks_of
+from guide_blocks import ROOT, SourceCopy, blocks_of, missing_modules
 
 DOCS = ROOT / "docs"
 FILES = sorted(DOCS.rglob("*.md"))
@@ -37,3 +37,5 @@ def test_quick_blocks_of_a_guide_run(page: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("page", SLOW)
 def test_all_blocks_of_a_guide_run(page: str, tmp_path: Path) -> None:
     assert SourceCopy(tmp_path).follow(PAGES[page], slow=True).strip()
+    if missing := missing_modules(PAGES[page]):
+        pytest.skip(f"all but blocks that need {', '.join(missing)}: pip install 'bitrank[runtimes]'")

@@ -9,13 +9,17 @@ from typing import Any
 
 import datasets
 import pandas as pd
+import torch
 from bitrank.models.locate import locate
 from bitrank.run.record import Record
 from bitrank.run.train_run import execute
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import PROFILES
+from bitrank.spec.rules import FixedRank
 from bitrank.spec.run_spec import RunSpec, write_spec
+from bitrank_quant import block_matrices
 from bitrank_trainer import ALONE
+from transformers import GPT2Config, GPT2LMHeadModel
 
 
 def trained(spec: RunSpec, folder: Path) -> dict[str, Any]:
@@ -46,6 +50,16 @@ def test_dialogue_adapts_every_matrix_of_the_blocks_and_learns_instructions(tmp_
     assert adapted == {"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"} and len(ranks) == 12
     texts = pd.read_parquet(tmp_path / "run" / "predictions.parquet")
     assert {"prediction_text", "reference_text"} <= set(texts) and len(texts) == 6
+
+
+def test_rank_16_trains_six_million_parameters_of_dialogpt_medium() -> None:
+    """The baseline of the selective-LoRA study: 6.29 million in ``c_attn``, ``c_proj`` and ``c_fc``."""
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(GPT2Config(n_embd=1024, n_layer=24, n_head=16))
+    blocks = block_matrices(model)
+    ranks = FixedRank(16).assign_ranks(blocks)
+    assert len(blocks) == 24 * 4
+    assert sum(ranks[matrix.name] * sum(matrix.shape) for matrix in blocks) == 6_291_456
 
 
 def test_base_trains_a_local_model_on_a_file_of_its_kind(tmp_path: Path) -> None:

@@ -164,7 +164,8 @@ def apply(
     quantizable = [m for m in weight_matrices(model) if m.tied_to is None and m.name not in heads]
     formats = config.precision.assign_formats(quantizable)
     dtype = compute_dtype or next(p.dtype for p in model.parameters() if p.is_floating_point())
-    encode = encoder_of(model, quantizer or data.get("quantizer", RunSpec.quantizer), inputs)
+    own = config.settings.get("quantizer", RunSpec.quantizer)
+    encode = encoder_of(model, quantizer or data.get("quantizer", own), inputs)
     applied = apply_precision(
         model,
         formats,
@@ -190,8 +191,8 @@ def attach(
 
     Args:
         model: the transformers model, quantized with :func:`apply` or not. PEFT changes it in place.
-        plan: from :func:`plan` or :func:`load_plan`; uses ``ranks`` (module → rank), ``adaptive`` or
-            ``rank_rule``.
+        plan: from :func:`plan` or :func:`load_plan`; uses ``ranks`` (module → rank), ``adaptive``,
+            ``rank_rule`` or ``rank_rule_of``.
         scale: factor on the output of an adapter of rank 8, α / 8; default: that of runs. Other ranks
             follow the policy of runs; a :class:`~bitrank_adapters.AdapterScale` names another policy.
         heads: modules to train whole; default: the head of a classifier.
@@ -220,20 +221,22 @@ def attach(
         True
     """
     data = check_plan_data({"precision": {}, **plan}, "the plan")
-    chosen_init = init or data.get("init", "default")
+    config = config_of_plan(data, "the plan")
+    chosen_init = init or data.get("init", config.settings.get("init", "default"))
     if chosen_init != "default":
         raise UserError(
             f"the adapters of this plan start with init={chosen_init!r}, which is computed while a run "
             "quantizes its base; train it with `bitrank run --plan`, plan with init='default', or give "
             "init='default' to start the adapters at zero"
         )
-    rule = config_of_plan(data, "the plan").rank
+    rule = config.rank
     if rule.needs_hook and not data["adaptive"]:
+        name = data["rank_rule"].get("name") or data["rank_rule_of"].get("config")
         raise UserError(
-            f"the rank rule {data['rank_rule']['name']} changes or converts adapters while a run trains and "
-            "saves them; train it with `bitrank run --plan`, or give a rule with constant ranks"
+            f"the rank rule {name} changes or converts adapters while a run trains and saves "
+            "them; train it with `bitrank run --plan`, or give a rule with constant ranks"
         )
-    if data["adaptive"] and total_steps is None:
+    if rule.triplets and total_steps is None:
         raise UserError(
             "this plan is adaptive (AdaLoRA): give total_steps, the optimizer steps of the training"
         )

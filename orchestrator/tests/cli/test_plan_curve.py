@@ -39,6 +39,13 @@ def test_every_budget_has_a_plan_file_and_the_curve_is_saved(
     assert "=B-Q4" in Path("curve/curve.svg").read_text()
     plan = ["--plan", "curve/plan-12bits.json", "--task", "toy_sentences"]
     assert main(["run", "--profile", "smoke", *plan, "--max-steps", "2"]) == 0
+    capsys.readouterr()
+    assert main(["report", "--curves", "."]) == 0
+    page = Path("results/report/report.html").read_text()
+    assert 'data-chart="frontier-toy_sentences"' in page and "Predicted added loss, nats" in page
+    Path("none").mkdir()
+    assert main(["report", "--curves", "none"]) == 2
+    assert "none has no curve.json with a plan for a task" in capsys.readouterr().err
 
 
 def test_a_budget_that_is_too_small_is_named_and_the_others_are_shown(

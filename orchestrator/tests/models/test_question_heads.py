@@ -56,6 +56,14 @@ def test_the_head_of_a_checkpoint_is_kept_and_trained_whole(answering: Path) -> 
     assert torch.equal(loaded.model.qa_outputs.weight, stock.qa_outputs.weight)
 
 
+def test_a_decoder_whose_question_class_calls_its_body_otherwise_is_refused_with_another_model() -> None:
+    expected = (
+        r"cannot mark answers in a context: .* LlamaForQuestionAnswering expects \(transformer\.embed_tok"
+    )
+    with pytest.raises(UserError, match=f"{expected}.*give an encoder such as minilm"):
+        open_model(spec_of("tiny-llama"), (), "cpu", torch.float32)
+
+
 def test_the_model_of_a_forecast_has_the_same_head(answering: Path) -> None:
     model = meta_model(str(answering), KIND, 0, torch.float32)
     assert model.qa_outputs.weight.shape == (2, 64)

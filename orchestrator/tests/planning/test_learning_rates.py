@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
-from bitrank.planning.learning_rates import SEED, choose_rates, grid_specs, rate_rows, with_rates
+from bitrank.planning.learning_rates import SEED, choose_rates, grid_specs, rate_rows, shortened, with_rates
 from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.run_state import StoredRun
 
@@ -19,7 +20,7 @@ CELL, OTHER = (("exact-4bits", "toy_sentences"), ("uniform-4bits", "toy_sentence
 
 
 def ended(loss: float) -> StoredRun:
-    return StoredRun("id", "FINISHED", {}, {"val/loss": loss, "time/train_s": 5.0})
+    return StoredRun("id", "FINISHED", {}, {"val/loss": loss, "time/train_s": 5.0, "time/total_s": 8.0})
 
 
 def test_grid_has_a_seed_and_an_experiment_of_its_own() -> None:
@@ -27,6 +28,13 @@ def test_grid_has_a_seed_and_an_experiment_of_its_own() -> None:
     assert [spec.learning_rate for spec in grid] == [1e-4, 1e-3, 1e-2] * 2
     assert {spec.seed for spec in grid} == {SEED} and SEED not in {spec.seed for spec in ARMS}
     assert {spec.profile for spec in grid} == {"study-rates"}
+
+
+def test_shortened_grid_validates_after_its_last_step() -> None:
+    (spec,) = grid_specs(ARMS[:1], (1.0,), share=0.3)
+    assert (spec.steps, spec.eval_every, ARMS[0].steps) == (3, 3, 10)
+    epochs = replace(ARMS[0], steps=None, epochs=2)
+    assert shortened(epochs, 0.3) == epochs
 
 
 @pytest.mark.parametrize(
@@ -41,6 +49,7 @@ def test_rate_of_least_validation_loss_is_chosen(
     chosen = choose_rates(grid, runs)
     assert (chosen[CELL].rate, chosen[CELL].at_edge, chosen[CELL].seconds_per_step) == (rate, at_edge, 0.5)
     assert [spec.learning_rate for spec in with_rates(ARMS, chosen)] == [rate, rate], "both seeds of this arm"
+    assert chosen[CELL].seconds == 24.0, "all three runs of the grid"
     (row,) = rate_rows(chosen)
     assert list(row["losses"]) == ["0.0001", "0.001", "0.01"] and row["config"] == "exact-4bits"
 

@@ -107,7 +107,7 @@ def test_study_with_a_grid_trains_each_arm_at_its_best_rate(
     assert main([*arguments]) == 0
     folder = Path("results/search-cost-quick")
     rows = {row["config"]: row for row in json.loads((folder / "rates.json").read_text())}
-    costs = {row["config"]: row for row in json.loads((folder / "planning.json").read_text())}
+    costs = {row["config"]: row for row in json.loads((folder / "planning.json").read_text())["plans"]}
     assert rows.keys() == costs.keys() == {"exact-9bits", "equal-compute-9bits"}
     for name, row in rows.items():
         losses = {float(rate): loss for rate, loss in row["losses"].items() if loss is not None}
@@ -119,7 +119,9 @@ def test_study_with_a_grid_trains_each_arm_at_its_best_rate(
     capsys.readouterr()
     assert main([*arguments]) == 0  # the same rates and lengths: nothing is trained again
     assert "2 of 2 runs are complete" in capsys.readouterr().out
-    assert {row["config"]: row for row in json.loads((folder / "planning.json").read_text())} == costs
+    assert {
+        row["config"]: row for row in json.loads((folder / "planning.json").read_text())["plans"]
+    } == costs
 
 
 def test_forecast_ends_before_anything_is_planned(

@@ -12,6 +12,7 @@ def test_runs_of_all_arms_seeds_and_rates_are_counted() -> None:
     study = STUDIES["allocators"]
     assert run_count(study) == (9 * 3 + len(study.configs)) * (3 + 5)
     assert run_count(replace(study, rates=())) == (9 * 3 + len(study.configs)) * 3
+    assert run_count(study, unfit=2) == (9 * 3 + len(study.configs) - 2) * (3 + 5)
 
 
 def test_steps_of_searches_and_races_are_counted() -> None:
@@ -26,3 +27,11 @@ def test_hours_are_divided_by_the_runs_at_a_time() -> None:
     lines = forecast_lines([task, task], jobs=2)
     assert "articles: 10 runs of about 360 s (a guess), and 1.0 h of short trainings" in lines[0]
     assert lines[-1].startswith("in all about 2.0 h with 2 at a time")
+
+
+def test_shorter_runs_and_arms_that_do_not_fit_are_stated() -> None:
+    task = TaskForecast("articles", 10, 36.0, 0.0, "a guess", unfit=3, trials=20, trial_seconds=9.0)
+    assert task.total == 10 * 36 + 20 * 9
+    (line, _) = forecast_lines([task], jobs=1)
+    assert "20 shorter runs of about 9 s that choose learning rates" in line
+    assert "3 pairs of arm and budget that do not fit" in line

@@ -19,23 +19,7 @@ from bitrank_adapters import (
     uniform_ranks,
     weighted_norm,
 )
-
-
-def coarse(weight):
-    """A minimal quantizer: three bits over the range of each row."""
-    low, high = weight.amin(1, keepdim=True), weight.amax(1, keepdim=True)
-    step = (high - low) / 7
-    return ((weight - low) / step).round() * step + low
-
-
-def split_model(model, start, names):
-    """Quantize plain linear layers like a quantizing loader; return the original weights."""
-    before = {}
-    for name in names:
-        weight = model.get_submodule(name).weight
-        before[name] = weight.detach().clone()
-        weight.data = coarse(start.split(name, weight.detach(), coarse))
-    return before
+from coarse_base import coarse, effective_weight, split_model
 
 
 def pair_of(name, weight):
@@ -43,11 +27,6 @@ def pair_of(name, weight):
     return torch.rand(weight.shape[0], generator=source) ** 3, torch.rand(
         weight.shape[1], generator=source
     ) ** 3
-
-
-def effective_weight(layer):
-    """Effective weight of the adapted layer, from PEFT's own forward pass."""
-    return layer(torch.eye(layer.in_features)).T.detach()
 
 
 ATTACH = {

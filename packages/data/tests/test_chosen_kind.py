@@ -72,7 +72,8 @@ def test_facts_are_sentences_with_a_mask_for_an_encoder() -> None:
 
 def test_kinds_that_the_examples_do_not_fit_are_refused_with_those_that_they_fit(tmp_path: Path) -> None:
     path = written(tmp_path / "x.jsonl", PAIRS)
-    message = "x has examples for instruction-following or sequence-to-sequence, not for question-answering"
+    fitting = "instruction-following or sequence-to-sequence"
+    message = f"x has examples for {fitting}, not for question-answering; give --kind {fitting}"
     with pytest.raises(DataError, match=message):
         open_task(path, kind=QUESTION_ANSWERING)
     with pytest.raises(DataError, match="unknown kind of task 'chat': expected one of classification"):

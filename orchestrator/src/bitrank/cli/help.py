@@ -61,12 +61,13 @@ def planners() -> list[str]:
 
 
 def study_arms() -> list[str]:
-    """Arms of studies of planners: planners, and arms of their own with their meaning."""
+    """Arms of studies: planners, configs, and arms of their own with their meaning."""
     from bitrank.planning.study_arms import NULL_ARMS, STUDY_ARMS
 
     own = [f"{name} ({arm.about})" for name, arm in STUDY_ARMS.items() if name not in NULL_ARMS]
     first, *_, last = NULL_ARMS
-    return [*(name for name in planners() if name not in STUDY_ARMS), *own, f"{first} … {last}"]
+    names = [name for name in planners() if name not in STUDY_ARMS]
+    return [*names, *own, f"{first} … {last}", "and every config"]
 
 
 def exact_planners() -> list[str]:

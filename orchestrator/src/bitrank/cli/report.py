@@ -5,14 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bitrank.cli.arguments import comma_separated, file_path, location
 from bitrank.cli.notes import add_folder, write_notes
 from bitrank.cli.options import add_command
+from bitrank.errors import UserError
 from bitrank.spec.configs import DEFAULT_CONFIGS
 from bitrank.spec.profiles import PROFILES, find_profile
 
+if TYPE_CHECKING:  # imports pandas and DuckDB
+    from bitrank_analysis import BudgetCurve
+
+_CURVES = Path("results")  # `bitrank report` looks for curves here
 # Those of bitrank_analysis, which imports pandas and DuckDB; a test compares them.
 SQL_FORMATS = ("table", "csv", "json")
 SQL_VIEWS = (
@@ -36,6 +41,7 @@ views: {" ".join(SQL_VIEWS)}"""
 REPORT = """examples:
   bitrank report                                   writes results/report/report.html
   bitrank report --profile paper --out paper-report
+  bitrank report --curves my-curves                my-curves: --save of `bitrank plan --budgets`
   bitrank report --store postgresql://me@host/mlflow --ui-url http://host:5000"""
 PAPER = """examples:
   bitrank paper                                    writes numbers, tables, figures, claims to paper/generated
@@ -64,6 +70,12 @@ def add_report(commands: Any) -> None:
         "--ui-url",
         default="http://127.0.0.1:5000",
         help="address of the MLflow UI, for links (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--curves",
+        type=file_path,
+        help="folder with curve.json files of `bitrank plan --budgets`, in itself or below; those of a task "
+        f"and model of the report are drawn beside its arms (default: {_CURVES}, if it exists)",
     )
     add_folder(parser)
 
@@ -144,13 +156,29 @@ def _report(arguments: argparse.Namespace) -> int:
     from bitrank_analysis.report import collect, write
 
     found = load_study(open_store(arguments.store), _experiment(arguments))
-    report = collect(found, arguments.ui_url)
+    report = collect(found, arguments.ui_url, _curves(arguments.curves))
     page = write(report, arguments.out)
     written = write_notes(found, report, arguments.notes)
     notice = [report.notice] if report.notice else []
     notes = [f"notes: {len(written)} new in {arguments.notes}"] if written else []
     print("\n\n".join([*notice, *report.verdict, *notes, f"report: {page.resolve()}"]))
     return 0
+
+
+def _curves(folder: Path | None) -> list[BudgetCurve]:
+    """Curves in ``folder``; None is the default folder, which may be absent.
+
+    Raises :class:`UserError` for a folder without a curve of a measured task.
+    """
+    from bitrank_analysis import read_curves
+
+    curves = read_curves(_CURVES if folder is None else folder)
+    if folder is not None and not curves:
+        raise UserError(
+            f"{folder} has no curve.json with a plan for a task: expected the folder of "
+            "`bitrank plan --task … --budgets … --save FOLDER`, or one above it"
+        )
+    return curves
 
 
 def _paper(arguments: argparse.Namespace) -> int:

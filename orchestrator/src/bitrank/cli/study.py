@@ -1,4 +1,4 @@
-"""``bitrank study``: compare planners at equal bytes."""
+"""``bitrank study``: compare planners, or published systems, at equal bytes."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ from bitrank.spec.run_spec import RunSpec
 
 if TYPE_CHECKING:
     from bitrank.execution.matrix import Options
+    from bitrank.planning.learning_rates import Cell
     from bitrank.planning.planner_studies import PlannerStudy
 
 EXAMPLES = """examples:
   bitrank study allocators --quick              one seed, one budget, a third of the steps, small searches
   bitrank study allocators --forecast           the hours that the whole study takes here
   bitrank study allocators                      three budgets, three seeds, all arms, five learning rates each
+  bitrank study systems --quick                 published systems at the bytes of B-Q4, one seed
+  bitrank study systems --arms Plan-Q4,B-Q4,QA-LoRA-Q4 --budgets 3.5bits
   bitrank study frozen-rank --tasks movie_sentences
   bitrank study three-bits --quick
 To continue an interrupted study, repeat the command. The report is RESULTS/NAME/report.md."""
@@ -46,7 +49,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", type=comma_separated, help="comma-separated")
     parser.add_argument("--budgets", type=comma_separated, help="comma-separated")
     arms = parser.add_argument(
-        "--arms", type=comma_separated, help="comma-separated planners and arms; excludes the configs"
+        "--arms",
+        type=comma_separated,
+        help="comma-separated planners, arms and configs, each at every budget; no config at its own bytes",
     )
     list_names(arms, study_arms)
     parser.add_argument("--seeds", type=seeds, help="comma-separated")
@@ -101,17 +106,19 @@ def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
     _print_forecast(study, profile, tasks, settings, arguments.store, jobs)
     if arguments.forecast:
         return 0
-    specs = study_specs(study, profile, tasks, settings, folder / "plans", jobs)
+    planned = study_specs(study, profile, tasks, settings, folder / "plans", jobs)
     options = Options(arguments.store, folder, how)
-    tuned = _tuned(specs, study, options)
+    tuned, rate_seconds = _tuned(planned.specs, study, options)
     done = run_study(tuned, options, Progress)
     show(done, options)
-    costs = folder / "planning.json"
-    write_atomically(costs, json.dumps(planning_costs(tuned), indent=1))
+    costs = {"plans": planning_costs(tuned, rate_seconds), "left_out": planned.left_out}
+    write_atomically(folder / "planning.json", json.dumps(costs, indent=1))
     reference = [f"{study.reference}-{budget.lstrip('=')}" for budget in study.budgets]
-    print(report(arguments.store, f"bitrank-{profile.name}", reference, costs, folder))
+    print(report(arguments.store, f"bitrank-{profile.name}", reference, folder / "planning.json", folder))
     keep_findings(arguments.store, profile.name, arguments.notes)
-    is_whole = len(tuned) == len(specs) and all(job.status in {"finished", "done", "stale"} for job in done)
+    is_whole = len(tuned) == len(planned.specs) and all(
+        job.status in {"finished", "done", "stale"} for job in done
+    )
     return 0 if is_whole else 1
 
 
@@ -158,10 +165,13 @@ def _print_forecast(
         print(line, flush=True)
 
 
-def _tuned(specs: list[RunSpec], study: PlannerStudy, options: Options) -> list[RunSpec]:
+def _tuned(
+    specs: list[RunSpec], study: PlannerStudy, options: Options
+) -> tuple[list[RunSpec], dict[Cell, float]]:
     """``specs`` at the learning rates and lengths that follow from the runs of the grid.
 
-    Executes the missing runs of the grid. Cells whose grid is not complete are left out and named.
+    The second value is the seconds of these runs by config and task. Executes the missing runs of the grid.
+    Cells whose grid is not complete are left out and named.
     """
     from bitrank.cli.display import Progress
     from bitrank.execution.matrix import open_jobs, run_study
@@ -171,8 +181,8 @@ def _tuned(specs: list[RunSpec], study: PlannerStudy, options: Options) -> list[
     longer = longer_cells(specs, study)
     measured = specs if study.rates else [spec for spec in specs if spec.config in longer]
     if not measured:
-        return specs
-    grid = grid_specs(measured, study.rates or (1.0,))
+        return specs, {}
+    grid = grid_specs(measured, study.rates or (1.0,), study.rate_share)
     jobs = run_study(grid, dataclasses.replace(options, results=options.results / "rates"), Progress)
     executed = [job.spec for job in jobs]  # with the digests of hub models
     tracker, _ = open_jobs(executed, options)
@@ -185,9 +195,10 @@ def _tuned(specs: list[RunSpec], study: PlannerStudy, options: Options) -> list[
         )
     kept = [spec for spec in specs if cell_of(spec) not in left_out]
     tuned = with_rates(kept, chosen) if study.rates else kept
-    return [
+    lengthened = [
         trained_longer(spec, longer[spec.config], chosen[cell_of(spec)].seconds_per_step)
         if spec.config in longer
         else spec
         for spec in tuned
     ]
+    return lengthened, {cell: choice.seconds for cell, choice in chosen.items()}

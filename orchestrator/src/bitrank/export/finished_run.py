@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bitrank_quant import imitated_format, parse_format, weight_matrices
+from bitrank_quant import has_layers, imitated_format, parse_format, weight_matrices
 
 from bitrank.errors import UserError
 from bitrank.models.load import Loaded
@@ -31,6 +31,11 @@ class FinishedRun:
     adapter: Path
     precision: dict[str, str] | None
     ranks: dict[str, int]
+
+    @property
+    def trained_codes(self) -> bool:
+        """Whether training changed the codes of the base, and left no adapter."""
+        return has_layers(self.adapter)
 
     def bits(self, loaded: Loaded) -> dict[str, str]:
         """The format of every matrix of the base."""
@@ -79,12 +84,12 @@ def find_run(source: Path, task: str | None = None, model: str | None = None) ->
 
 
 def check_has_adapter(run: FinishedRun) -> None:
-    """Raise :class:`UserError` for a run that trained the scales of its formats and has no adapter."""
+    """Raise :class:`UserError` for a run that trained codes or scales of its formats and has no adapter."""
     from bitrank_adapters import read_scales
 
-    if read_scales(run.adapter):
+    if run.trained_codes or read_scales(run.adapter):
         raise UserError(
-            f"{run.spec.config} trained the scales of quantized matrices and has no adapter to export; give "
+            f"{run.spec.config} trained the quantized matrices themselves and has no adapter to export; give "
             "--to quantized or --to merged, without --lora"
         )
 

@@ -27,6 +27,7 @@ from bitrank_quant import (
     Applied,
     float_format,
     left_out,
+    load_layers,
     parse_format,
     set_scales,
     stored_bytes,
@@ -162,6 +163,8 @@ def rebuild(run: FinishedRun) -> Rebuilt:
     data = load_data(spec)
     loaded = open_model(spec, data.task.classes, compute.device, compute.dtype)
     applied, _ = quantize_base(spec, compute, loaded, run.bits(loaded), run.ranks)
+    if run.trained_codes:
+        load_layers(loaded.model, run.adapter)
     set_scales(loaded.model, read_scales(run.adapter))
     model = _with_adapter(loaded, adapter).to(compute.device)
     planned = stored_bytes(model).total - adapter_memory(model)

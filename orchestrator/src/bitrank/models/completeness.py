@@ -62,10 +62,26 @@ def check_complete(checkpoint: Checkpoint, model: Any, name: str, kind: str) -> 
             "model"
         )
     absent = [key for key in sorted(checkpoint.missing, key=dot_natural_key) if not may_be_new(key)]
+    _check_names(checkpoint, model, name, kind)
     if absent:
         raise UserError(
             f"the weights of {name} lack {_some(absent)}, which {type(model).__name__} needs and which must "
             "not be drawn at random; give complete weights, or the config.json that belongs to them"
+        )
+
+
+def _check_names(checkpoint: Checkpoint, model: Any, name: str, kind: str) -> None:
+    """Raise :class:`UserError` if the checkpoint has no weight of the model's body under its name.
+
+    Some classes of transformers call the body otherwise than the other classes of their architecture
+    (``LlamaForQuestionAnswering``), so that no checkpoint of a language model fits them.
+    """
+    body = [key for key, _ in model.named_parameters() if key.startswith(f"{model.base_model_prefix}.")]
+    if body and set(body) <= set(checkpoint.missing):
+        need = task_kind(kind).requirement
+        raise UserError(
+            f"{name} cannot {need.ability}: its weights have none of the names that {type(model).__name__} "
+            f"expects ({body[0]} and so on); give {need.remedy}"
         )
 
 

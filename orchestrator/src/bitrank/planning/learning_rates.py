@@ -24,6 +24,7 @@ class ChosenRate:
     """The learning rate of ``config`` on ``task``, and the validation loss in nats by rate; None: diverged.
 
     ``at_edge``: the best rate is the first or the last of the grid, so a better one may be outside.
+    ``seconds`` is the time of all runs of the grid; a run that diverged records none.
     """
 
     config: str
@@ -32,6 +33,7 @@ class ChosenRate:
     losses: dict[str, float | None]
     at_edge: bool
     seconds_per_step: float
+    seconds: float
 
 
 def cell_of(spec: RunSpec) -> Cell:
@@ -39,14 +41,17 @@ def cell_of(spec: RunSpec) -> Cell:
     return spec.config, spec.task_name
 
 
-def grid_specs(specs: Sequence[RunSpec], factors: Sequence[float]) -> list[RunSpec]:
-    """Return the runs of the grid: each arm and task of ``specs`` at its learning rate × each factor."""
+def grid_specs(specs: Sequence[RunSpec], factors: Sequence[float], share: float = 1.0) -> list[RunSpec]:
+    """Return the runs of the grid: each arm and task of ``specs`` at its learning rate × each factor.
+
+    A run of the grid has ``share`` of the steps of its arm, with a validation at the end, or all epochs.
+    """
     first: dict[Cell, RunSpec] = {}
     for spec in specs:
         first.setdefault(cell_of(spec), spec)
     return [
         replace(
-            spec,
+            shortened(spec, share),
             profile=f"{spec.profile}-rates",
             seed=SEED,
             learning_rate=float(f"{spec.learning_rate * factor:.3g}"),
@@ -54,6 +59,17 @@ def grid_specs(specs: Sequence[RunSpec], factors: Sequence[float]) -> list[RunSp
         for spec in first.values()
         for factor in factors
     ]
+
+
+def shortened(spec: RunSpec, share: float) -> RunSpec:
+    """Return ``spec`` with ``share`` of its steps and one validation, at the end; unchanged for share 1.
+
+    A run of whole epochs stays unchanged too.
+    """
+    if share == 1.0 or spec.steps is None:
+        return spec
+    steps = max(1, round(share * spec.steps))
+    return replace(spec, steps=steps, eval_every=steps)
 
 
 def choose_rates(grid: Sequence[RunSpec], runs: Mapping[str, StoredRun]) -> dict[Cell, ChosenRate]:
@@ -81,7 +97,8 @@ def choose_rates(grid: Sequence[RunSpec], runs: Mapping[str, StoredRun]) -> dict
         edges = {min(rates), max(rates)}
         rate = specs[best].learning_rate
         pace = _seconds_per_step(specs[best], found[best])
-        chosen[cell] = ChosenRate(*cell, rate, shown, len(edges) > 1 and rate in edges, pace)
+        is_at_edge = len(edges) > 1 and rate in edges
+        chosen[cell] = ChosenRate(*cell, rate, shown, is_at_edge, pace, _seconds(found))
     return chosen
 
 
@@ -107,6 +124,11 @@ def _loss(run: StoredRun | None) -> float | None:
         return None
     loss = run.figures.get(LOSS, math.nan)
     return loss if math.isfinite(loss) else math.inf
+
+
+def _seconds(runs: Sequence[StoredRun | None]) -> float:
+    """Return the seconds of those of ``runs`` that recorded their time."""
+    return sum(run.figures.get("time/total_s", 0.0) for run in runs if run is not None)
 
 
 def _seconds_per_step(spec: RunSpec, run: StoredRun | None) -> float:

@@ -1,21 +1,24 @@
 """Studies of planners: plans of several planners at equal bytes are trained in the same way.
 
 The runs differ only in bits and ranks, and in the learning rate if it is chosen for each arm. A study is an
-entry of :data:`STUDIES`. An arm is a planner (see :mod:`~bitrank.planning.make_plan`) or an entry of
-:data:`~bitrank.planning.study_arms.STUDY_ARMS`. Plans are saved as JSON in the results folder with the
+entry of :data:`STUDIES`. An arm is a planner (see :mod:`~bitrank.planning.make_plan`), an entry of
+:data:`~bitrank.planning.study_arms.STUDY_ARMS`, or a config, such as that of a published system. Plans are
+saved as JSON in the results folder with the
 seconds that they took (:mod:`~bitrank.planning.study_plans`). The learning rate of an arm is the one of
 :attr:`PlannerStudy.rates` with the least validation loss (:mod:`~bitrank.planning.learning_rates`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bitrank.errors import unknown
-from bitrank.planning.study_arms import NULL_ARMS
+from bitrank.planning.study_arms import NULL_ARMS, SYSTEM_ARMS
 from bitrank.spec.configs import CONFIGS, DEFAULT_CONFIGS, Config
 from bitrank.spec.profiles import Profile
+from bitrank.spec.rules import Sixteen
 from bitrank.spec.task_kinds import task_kind
 
 
@@ -25,7 +28,8 @@ class PlannerStudy:
 
     ``configs`` are trained in addition, at their own bytes. A search may evaluate ``evaluations`` plans of
     ``tries`` steps each. ``rates`` are factors on the profile's learning rate among which that of each arm is
-    chosen; empty for the profile's own.
+    chosen; empty for the profile's own. A run of this grid has ``rate_share`` of the steps of a reported run.
+    ``quick`` replaces values of :data:`QUICK`.
     """
 
     about: str
@@ -37,6 +41,8 @@ class PlannerStudy:
     evaluations: int = 48
     tries: int = 10
     rates: tuple[float, ...] = ()
+    rate_share: float = 1.0
+    quick: Mapping[str, Any] = field(default_factory=dict)
 
 
 _ALLOCATORS = (
@@ -54,6 +60,11 @@ _HALF_DECADES = (0.1, 10**-0.5, 1.0, 10**0.5, 10.0)
 
 # A planned arm would repeat an arm of the study.
 _RULE_CONFIGS = tuple(name for name in DEFAULT_CONFIGS if isinstance(CONFIGS[name], Config))
+
+# Arms that no low budget fits: they are compared at their own bytes.
+_SIXTEEN_BITS = tuple(
+    name for name, arm in CONFIGS.items() if isinstance(arm, Config) and isinstance(arm.precision, Sixteen)
+)
 
 STUDIES: dict[str, PlannerStudy] = {
     "allocators": PlannerStudy(
@@ -96,6 +107,23 @@ STUDIES: dict[str, PlannerStudy] = {
         ("exact", "race", "uniform", "equal-compute"),
         ("4.25bits",),
     ),
+    "systems": PlannerStudy(
+        "published systems at equal bytes, all costs counted, learning rate of each arm by validation",
+        "Plan-Q4",
+        SYSTEM_ARMS,
+        ("=B-Q4", "3.5bits"),
+        configs=_SIXTEEN_BITS,
+        evaluations=24,
+        rates=_HALF_DECADES,
+        # Two rates, and a third of the steps for their runs: the default rate and the next one above, which
+        # short trainings favour.
+        quick={
+            "budgets": ("=B-Q4",),
+            "configs": _SIXTEEN_BITS,
+            "rates": _HALF_DECADES[2:4],
+            "rate_share": 0.3,
+        },
+    ),
 }
 # A third of the steps, one seed, one budget, one window of each article for validation and test, and the
 # profile's learning rate. The configs are those with fixed ranks: adaptive ranks do not converge in so few
@@ -121,7 +149,8 @@ def find_study(name: str, quick: bool) -> PlannerStudy:
     if not quick:
         return study
     kept = {"budgets": len(study.budgets) == 1, "configs": not study.configs}
-    return replace(study, **{key: value for key, value in QUICK.items() if not kept.get(key)})
+    reduced = {key: value for key, value in QUICK.items() if not kept.get(key)}
+    return replace(study, **{**reduced, **study.quick})
 
 
 def profile_of(name: str, profile: Profile, quick: bool) -> Profile:

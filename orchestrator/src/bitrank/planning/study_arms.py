@@ -1,10 +1,16 @@
-"""Arms of studies that are more than one planner with its usual settings."""
+"""Arms of studies that are more than one planner with its usual settings.
+
+A study's arm is an entry of :data:`STUDY_ARMS`, a planner, or a config. A config is brought to the budget
+(:mod:`~bitrank.planning.equal_bytes`), and a planned config is planned for it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from bitrank_planner import SEARCHES
+
+from bitrank.spec.configs import CONFIGS
 
 
 @dataclass(frozen=True)
@@ -17,6 +23,7 @@ class StudyArm:
     name in :data:`~bitrank.spec.named_rank_rules.RANK_RULES`, assigns ranks by the rank of a uniform plan.
     ``draw`` is the number of a random plan. ``longer_by`` names an arm whose planning seconds are spent on
     more training steps. ``measures``: the seconds of the sensitivity measurement count for the arm.
+    ``control``: the arm controls for a cause in a study of planners, and is no system to compare with.
     """
 
     about: str
@@ -27,11 +34,14 @@ class StudyArm:
     rank_rule: str | None = None
     longer_by: str | None = None
     measures: bool = True
+    control: bool = False
 
 
 _UNIFORM = ("uniform",)
 NULL_ARMS: dict[str, StudyArm] = {
-    f"random-plan-{draw:02d}": StudyArm(f"random plan {draw}", ("random-plan",), draw=draw, measures=False)
+    f"random-plan-{draw:02d}": StudyArm(
+        f"random plan {draw}", ("random-plan",), draw=draw, measures=False, control=True
+    )
     for draw in range(20)
 }
 STUDY_ARMS: dict[str, StudyArm] = {
@@ -45,12 +55,13 @@ STUDY_ARMS: dict[str, StudyArm] = {
         adaptive=True,
         measures=False,
     ),
-    "best-search": StudyArm("the best plan of all searches", tuple(SEARCHES)),
+    "best-search": StudyArm("the best plan of all searches", tuple(SEARCHES), control=True),
     "equal-compute": StudyArm(
         "the uniform plan, trained longer by the planning time of the exact plan",
         _UNIFORM,
         longer_by="exact",
         measures=False,
+        control=True,
     ),
     "train-then-reduce": StudyArm(
         "the uniform plan's formats, trained at four times its rank and reduced to its bytes at the end",
@@ -60,7 +71,13 @@ STUDY_ARMS: dict[str, StudyArm] = {
         measures=False,
     ),
     **NULL_ARMS,
+    "qr-adaptor": StudyArm(
+        "the better plan of a genetic search and of Bayesian optimization on short trainings, as QR-Adaptor",
+        ("nsga2", "bayes"),
+    ),
 }
+# Arms of the study of systems: every config, and every study arm that is a system of its own.
+SYSTEM_ARMS = (*CONFIGS, *(name for name, arm in STUDY_ARMS.items() if not arm.control))
 
 
 def find_study_arm(name: str) -> StudyArm:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
 from bitrank_planner import SEARCHES
 
+from bitrank.errors import UserError
 from bitrank.forecast.forecast import forecast
 from bitrank.forecast.workload import workload
-from bitrank.planning.budget import sizes_of
+from bitrank.planning.budget import Sizes, parse_budget, sizes_of
+from bitrank.planning.equal_bytes import fit_arm
+from bitrank.planning.learning_rates import shortened
 from bitrank.planning.planner_studies import PlannerStudy
 from bitrank.planning.race import RACES
 from bitrank.planning.study_arms import find_study_arm
 from bitrank.process.compute import Compute
-from bitrank.spec.configs import find_config
+from bitrank.spec.configs import CONFIGS, Config, find_config
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import Profile
 from bitrank.spec.run_spec import RunSpec
@@ -27,18 +30,25 @@ _CONFIG = "B-FP"  # the run whose time stands for all
 
 @dataclass(frozen=True)
 class TaskForecast:
-    """``runs`` of ``seconds`` each on ``task``, and ``planning`` seconds of short trainings; by ``basis``."""
+    """``runs`` of ``seconds`` each on ``task``, and ``planning`` seconds of short trainings; by ``basis``.
+
+    ``trials`` further runs of ``trial_seconds`` each choose learning rates with fewer steps. ``unfit`` arms
+    and budgets have no run.
+    """
 
     task: str
     runs: int
     seconds: float
     planning: float
     basis: str
+    unfit: int = 0
+    trials: int = 0
+    trial_seconds: float = 0.0
 
     @property
     def total(self) -> float:
         """Seconds of all runs and short trainings, one after the other."""
-        return self.runs * self.seconds + self.planning
+        return self.runs * self.seconds + self.trials * self.trial_seconds + self.planning
 
 
 def forecast_study(
@@ -47,7 +57,7 @@ def forecast_study(
     """Return the forecast of each task; measuring the models and exact solutions are not counted.
 
     One run takes as long as one of B-FP, by the speed of finished runs in ``store`` or of this machine's
-    matrix products. A run of the grid of learning rates is a whole run.
+    matrix products. A run of the grid of learning rates is a whole run, unless the study shortens it.
     """
     found = []
     for task in tasks:
@@ -55,14 +65,43 @@ def forecast_study(
         seconds, basis = _time_of_run(spec, store)
         steps = workload(spec, Compute.of(spec).device).steps
         short = trained_steps(study) * len(study.budgets)
-        found.append(TaskForecast(task, run_count(study), seconds, short * seconds / steps, basis))
+        unfit = _not_fitting(study, sizes_of(spec))
+        runs, trials, trial_seconds = run_count(study, unfit), 0, 0.0
+        if study.rate_share != 1.0:
+            trials = runs - run_count(replace(study, rates=()), unfit)
+            trial_seconds, _ = _time_of_run(shortened(spec, study.rate_share), store)
+        planning = short * seconds / steps
+        found.append(
+            TaskForecast(task, runs - trials, seconds, planning, basis, unfit, trials, trial_seconds)
+        )
     return found
 
 
-def run_count(study: PlannerStudy) -> int:
-    """Return the number of runs of ``study`` on one task: reported ones, and those of the grid."""
-    cells = len(study.arms) * len(study.budgets) + len(study.configs)
+def run_count(study: PlannerStudy, unfit: int = 0) -> int:
+    """Return the number of runs of ``study`` on one task: reported ones, and those of the grid.
+
+    ``unfit`` is the number of arms and budgets without a run.
+    """
+    cells = len(study.arms) * len(study.budgets) + len(study.configs) - unfit
     return cells * (len(study.seeds) + len(study.rates))
+
+
+def _not_fitting(study: PlannerStudy, sizes: Sizes) -> int:
+    """Return the number of configs and budgets of which the config does not fit the budget."""
+    configs = [arm for name in study.arms if isinstance(arm := CONFIGS.get(name), Config)]
+    return sum(
+        not _fits(config, sizes, parse_budget(budget, sizes))
+        for config in configs
+        for budget in study.budgets
+    )
+
+
+def _fits(config: Config, sizes: Sizes, budget: int) -> bool:
+    try:
+        fit_arm(config, sizes, budget)
+    except UserError:
+        return False
+    return True
 
 
 def trained_steps(study: PlannerStudy) -> int:
@@ -89,6 +128,16 @@ def _time_of_run(spec: RunSpec, store: str) -> tuple[float, str]:
     return parts.seconds, parts.basis
 
 
+def _trials_text(task: TaskForecast) -> str:
+    if not task.trials:
+        return ""
+    return f"; {task.trials} shorter runs of about {task.trial_seconds:,.0f} s that choose learning rates"
+
+
+def _unfit_text(task: TaskForecast) -> str:
+    return f"; {task.unfit} pairs of arm and budget that do not fit" if task.unfit else ""
+
+
 def forecast_lines(found: Sequence[TaskForecast], jobs: int) -> list[str]:
     """Return the forecast as text: a line for each task, and the hours with ``jobs`` runs at a time."""
     lines = []
@@ -96,6 +145,7 @@ def forecast_lines(found: Sequence[TaskForecast], jobs: int) -> list[str]:
         lines.append(
             f"{task.task}: {task.runs} runs of about {task.seconds:,.0f} s ({task.basis}), and "
             f"{task.planning / 3600:.1f} h of short trainings by planners"
+            f"{_trials_text(task)}{_unfit_text(task)}"
         )
     hours = sum(task.total for task in found) / 3600 / jobs
     lines.append(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,17 @@ from typing import Any
 from bitrank_planner import SEARCHES
 
 from bitrank.errors import UserError, unknown
+from bitrank.planning.budget import parse_budget, sizes_of
+from bitrank.planning.equal_bytes import fit_arm
+from bitrank.planning.learning_rates import Cell, cell_of
 from bitrank.planning.make_plan import PlanRequest, PlanResult, make_plan
+from bitrank.planning.planned_arms import request_of
 from bitrank.planning.planner_studies import PlannerStudy
 from bitrank.planning.planners import planner_names
 from bitrank.planning.study_arms import STUDY_ARMS, StudyArm, find_study_arm
 from bitrank.process.fast_imports import quiet_libraries
 from bitrank.process.lifetime import exit_with_parent
+from bitrank.spec.configs import CONFIGS, Config, PlannedArm
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.plan_file import plan_data, read_plan, save_plan
 from bitrank.spec.profiles import Profile
@@ -33,11 +38,19 @@ _HEADROOM = 1.5
 
 
 def check_arms(names: Sequence[str]) -> None:
-    """Raise :class:`UserError` for a name that is neither an arm of studies nor a planner."""
-    known = [*planner_names(), *STUDY_ARMS]
+    """Raise :class:`UserError` for a name that is neither an arm of studies, nor a planner, nor a config."""
+    known = [*planner_names(), *STUDY_ARMS, *CONFIGS]
     for name in names:
         if name not in known:
             raise unknown("arm", name, known)
+
+
+@dataclass(frozen=True)
+class StudyRuns:
+    """The runs of a study, and the arms without a run: ``left_out`` has arm, budget, task and reason."""
+
+    specs: list[RunSpec]
+    left_out: list[dict[str, str]]
 
 
 def study_specs(
@@ -48,10 +61,10 @@ def study_specs(
     folder: Path,
     jobs: int,
     on_progress: Any = print,
-) -> list[RunSpec]:
+) -> StudyRuns:
     """Return every run of ``study``, after making its plans or reading them from ``folder``.
 
-    ``jobs`` plans are made at the same time. Plans that fail are reported to ``on_progress`` with the reason.
+    ``jobs`` plans are made at the same time. Arms without a plan are also reported to ``on_progress``.
     """
     measured = {task: make_spec(profile, "B-FP", task, overrides) for task in tasks}
     request = [(arm, budget, task) for task in tasks for budget in study.budgets for arm in study.arms]
@@ -69,14 +82,16 @@ def study_specs(
                 strict=True,
             )
         )
-    result = []
+    result, left_out = [], []
     for arm, budget, task in request:
         path = paths[arm, budget, task]
         on_progress(f"{arm} at {budget} for {task}: {path}")
         if isinstance(path, Path):
             result.append(make_spec(profile, "", task, {**overrides, "plan": str(path)}))
+        else:
+            left_out.append({"arm": arm, "budget": budget, "task": task, "reason": path})
     result += [make_spec(profile, config, task, overrides) for task in tasks for config in study.configs]
-    return [replace(spec, seed=seed) for seed in study.seeds for spec in result]
+    return StudyRuns([replace(spec, seed=seed) for seed in study.seeds for spec in result], left_out)
 
 
 def _longest_first(
@@ -121,11 +136,28 @@ def _planned(
     made_for = _made_for(spec, study, arm, budget)
     if path.exists() and read_plan(path).get("made_for") == made_for:
         return path
-    entry = find_study_arm(arm)
     try:
-        result, choosing = _best_of(entry, spec, study, budget)
+        data = _fitted_data(spec, arm, budget) or _planned_data(spec, study, arm, budget)
     except ValueError as error:
         return f"no plan: {error}"
+    data["made_for"] = made_for
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_plan(data, path)
+    return path
+
+
+def _planned_data(spec: RunSpec, study: PlannerStudy, arm: str, budget: str) -> dict[str, Any]:
+    """Return the data of the plan of a planner, of a planned config or of an entry of ``STUDY_ARMS``."""
+    planned = CONFIGS.get(arm)
+    if isinstance(planned, PlannedArm):
+        entry = StudyArm(planned.about, (planned.planner,), planned.init)
+        spec = replace(spec, init=planned.init, quantizer=planned.quantizer)
+        request = request_of(replace(spec, arm=planned.as_data()))
+        result = make_plan(spec, replace(request, budget=budget))
+        choosing = result.choosing
+    else:
+        entry = find_study_arm(arm)
+        result, choosing = _best_of(entry, spec, study, budget)
     data = plan_data(result.plan, result.sizes.matrices, result.problem.budget, entry.init, spec.quantizer)
     if entry.adaptive:
         (rank,) = set(result.plan.ranks.values())
@@ -137,11 +169,33 @@ def _planned(
         (rank,) = set(result.plan.ranks.values())
         data |= {"planner": arm, "rank_rule": {"name": entry.rank_rule, "rank": rank}}
     measuring = result.tables.seconds if entry.measures else 0.0
-    data["planning_seconds"] = {"measuring": measuring, "choosing": choosing}
-    data["made_for"] = made_for
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_plan(data, path)
-    return path
+    return data | {"planning_seconds": {"measuring": measuring, "choosing": choosing}}
+
+
+def _fitted_data(spec: RunSpec, arm: str, budget: str) -> dict[str, Any] | None:
+    """Return the data of the plan file of a config at ``budget``; None if ``arm`` has no rules of its own.
+
+    Raises :class:`UserError` if the config does not fit.
+    """
+    config = CONFIGS.get(arm)
+    if not isinstance(config, Config):
+        return None
+    sizes = sizes_of(spec)
+    limit = parse_budget(budget, sizes)
+    fitted = fit_arm(config, sizes, limit)
+    settings = {"init": spec.init, "quantizer": spec.quantizer, **config.settings}
+    return {
+        "planner": arm,
+        "budget": limit,
+        "bytes": fitted.nbytes,
+        "init": settings["init"],
+        "quantizer": settings["quantizer"],
+        "precision": fitted.precision,
+        "ranks": fitted.ranks,
+        "rank_rule_of": {"config": arm, **fitted.fields},
+        "shapes": {name: list(sizes.matrices[name].shape) for name in fitted.precision},
+        "planning_seconds": {"measuring": 0.0, "choosing": 0.0},
+    }
 
 
 def _best_of(entry: StudyArm, spec: RunSpec, study: PlannerStudy, budget: str) -> tuple[PlanResult, float]:
@@ -162,8 +216,10 @@ def _made_for(spec: RunSpec, study: PlannerStudy, arm: str, budget: str) -> str:
 
     A plan for other data, or made by other code, has a different hash and is not reused.
     """
-    code = code_hash("bitrank.planning.make_plan")
-    parts = (spec.spec_id, arm, budget, str(study.evaluations), str(study.tries), code)
+    code = code_hash("bitrank.planning.make_plan", "bitrank.planning.equal_bytes")
+    config = CONFIGS.get(arm)
+    rules = "" if config is None else json.dumps(config.as_data(), sort_keys=True)
+    parts = (spec.spec_id, arm, budget, str(study.evaluations), str(study.tries), code, rules)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -201,8 +257,11 @@ def trained_longer(spec: RunSpec, other_plan: str, seconds_per_step: float) -> R
     return replace(spec, steps=spec.steps + math.ceil(seconds / seconds_per_step))
 
 
-def planning_costs(specs: Sequence[RunSpec]) -> list[dict[str, Any]]:
-    """Return the planning time and size of the plans of ``specs``, one row per plan."""
+def planning_costs(specs: Sequence[RunSpec], rate_seconds: Mapping[Cell, float]) -> list[dict[str, Any]]:
+    """Return the costs and sizes of the plans of ``specs``, one row per plan.
+
+    ``rate_seconds`` are those of the runs of the grid of learning rates, by config and task.
+    """
     rows = []
     for spec in {(spec.task, spec.plan): spec for spec in specs if spec.plan}.values():
         data = json.loads(Path(str(spec.plan)).read_text())
@@ -215,9 +274,10 @@ def planning_costs(specs: Sequence[RunSpec]) -> list[dict[str, Any]]:
                 "budget": data["budget"],
                 "measuring_s": seconds["measuring"],
                 "choosing_s": seconds["choosing"],
+                "rates_s": rate_seconds.get(cell_of(spec), 0.0),
                 "learning_rate": spec.learning_rate,
                 "steps": spec.steps,
-                "predicted_nats": data["predicted_added_loss"],
+                "predicted_nats": data.get("predicted_added_loss"),
             }
         )
     return rows

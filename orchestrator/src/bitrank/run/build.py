@@ -6,7 +6,7 @@ Training runs, short planning runs and benchmarks share this function.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bitrank_adapters import AdapterStart, adapter_memory
@@ -19,9 +19,10 @@ from bitrank.models.fuse import fuse_model
 from bitrank.models.load import Loaded, open_model
 from bitrank.models.padding import padding_message
 from bitrank.process.compute import Compute, scale_of
-from bitrank.run.adapter_init import choose_init
+from bitrank.run.adapter_init import allocated_ranks, choose_init
 from bitrank.run.notices import notice, unfused_message
 from bitrank.run.plans import make_plans, store_base
+from bitrank.run.quantizers import encoder
 from bitrank.run.record import Record
 from bitrank.spec.adapter_hook import AdapterHook
 from bitrank.spec.configs import Config
@@ -72,6 +73,7 @@ def build_model(
     if record is not None and (text := padding_message(loaded.tokenizer, loaded.model.config)):
         record.emit(notice("padding", text))
     plans = make_plans(config, loaded)
+    plans = replace(plans, ranks=allocated_ranks(spec, plans.ranks, loaded.model))
     if record is not None:
         record.plan(
             plans.bits,
@@ -84,7 +86,8 @@ def build_model(
         )
     if record is not None:
         record.notices("weights", loaded.notices)
-    applied, init = quantize_base(spec, compute, loaded, plans.bits, plans.ranks, overrides.init)
+    start = overrides.init or config.rank.start(plans.ranks, encoder(spec))
+    applied, init = quantize_base(spec, compute, loaded, plans.bits, plans.ranks, start)
     model, hook = attach_adapters(spec, config, loaded.model, plans.ranks, loaded.trained_modules, steps)
     if record is not None:
         record.model(

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +11,7 @@ from bitrank_quant.sensitivity import input_moments
 from torch import Tensor, nn
 
 from bitrank.errors import UserError
-from bitrank.process.lifetime import exit_with_parent
+from bitrank.run.measured_apart import measured_apart
 from bitrank.sensitivity.input_moments import StoredMoments, gather, moments_place
 from bitrank.spec.run_spec import RunSpec
 
@@ -32,7 +29,7 @@ def encoder(spec: RunSpec) -> Encode | None:
     if spec.quantizer == ROUNDING:
         return None
     uses_moments = find_quantizer(spec.quantizer).uses_moments
-    stored = StoredMoments(_moments_folder(spec)) if uses_moments else None
+    stored = stored_moments(spec) if uses_moments else None
 
     def encode(name: str, weight_OI: Tensor, fmt: Format) -> dict[str, Tensor]:
         moments = None if stored is None else stored.of(name, weight_OI.shape[1])
@@ -73,8 +70,6 @@ def _real_positions(batch: Mapping[str, Any]) -> list[Tensor]:
     return [] if mask is None else [mask.bool()]
 
 
-def _moments_folder(spec: RunSpec) -> Path:
-    if not moments_place(spec).is_dir():
-        with ProcessPoolExecutor(1, get_context("spawn"), initializer=exit_with_parent) as pool:
-            return pool.submit(gather, spec).result()
-    return gather(spec)
+def stored_moments(spec: RunSpec) -> StoredMoments:
+    """The moments of the inputs for the model and task of ``spec``, gathered if the cache lacks them."""
+    return StoredMoments(measured_apart(gather, moments_place(spec), spec))

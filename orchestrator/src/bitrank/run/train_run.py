@@ -49,6 +49,7 @@ def execute(spec: RunSpec, folder: Path, record: Record, processes: Processes) -
     )
     settings = within_limit(settings, spec, compute, model, data, task, folder)
     progress = train(model, task, hook, settings, folder / "checkpoint", record.emit)
+    hook.finish()
     record.phase("testing")
     record.adapter(hook)
     with hook.as_stored():

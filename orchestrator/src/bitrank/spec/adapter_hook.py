@@ -13,6 +13,9 @@ from peft import PeftModel
 class AdapterHook(RankHook, Protocol):
     """A hook of the training loop that can also save its adapter."""
 
+    def finish(self) -> None:
+        """Run once after training, when the model has its final parameters: may replace layers."""
+
     def as_stored(self) -> AbstractContextManager[None]:
         """Inside, the model computes with the adapter as :meth:`save` writes it."""
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from bitrank.errors import UserError, unknown
+from bitrank.errors import UserError, shortened, unknown
 from bitrank.spec import rules
 from bitrank.spec.config import Config
-from bitrank.spec.named_rank_rules import rank_rule_of
+from bitrank.spec.named_rank_rules import named_rank_rule
 from bitrank.spec.plan_file import read_plan
 from bitrank.spec.pruned_rules import AdaptiveRank
 from bitrank.spec.rule_interface import RankRule
@@ -162,9 +162,34 @@ def config_of_plan(plan: Mapping[str, Any], source: str) -> Config:
 
     With ``adaptive``, such as ``{"init_r": 12, "target_r": 8}``, AdaLoRA distributes rank; with
     ``rank_rule``, such as ``{"name": "ffn-only", "rank": 8}``, a rule does
-    (:data:`~bitrank.spec.named_rank_rules.RANK_RULES`). ``ranks`` is then not used.
+    (:data:`~bitrank.spec.named_rank_rules.RANK_RULES`); with ``rank_rule_of``, such as
+    ``{"config": "DoRA-Weight-Q4", "rank": 7}``, the rule of a config with these fields does, and the run's
+    fields have the config's defaults. ``ranks`` is then not used.
     """
-    return Config(rules.GivenBits(plan["precision"], plan["shapes"]), _rank_rule_of(plan, source), "joint")
+    bits = rules.GivenBits(plan["precision"], plan["shapes"])
+    config = _config_named_in(plan, source)
+    settings = config.settings if config else {}
+    return Config(bits, config.rank if config else _rank_rule_of(plan, source), "joint", settings=settings)
+
+
+def _config_named_in(plan: Mapping[str, Any], source: str) -> Config | None:
+    """The config of ``rank_rule_of`` with its changed fields; None if the plan has no such key."""
+    given = plan["rank_rule_of"]
+    if not given:
+        return None
+    if plan["adaptive"] or plan["rank_rule"]:
+        raise UserError(f"{source} is not a plan: it has rank_rule_of and another rule of ranks; remove one")
+    changed = {key: value for key, value in given.items() if key != "config"}
+    config = find_config(given.get("config", ""))
+    known = {f.name: getattr(config.rank, f.name) for f in fields(config.rank)}  # type: ignore[arg-type]
+    for key, value in changed.items():
+        if type(value) is not type(known.get(key)) or (type(value) is int and value < 1):
+            own = ", ".join(f"{name}={text}" for name, text in known.items())
+            raise UserError(
+                f"{source} is not a plan: expected fields of the rank rule of {given['config']} such as "
+                f"{own}, got {key}={shortened(value)}"
+            )
+    return replace(config, rank=replace(config.rank, **changed))  # type: ignore[type-var]
 
 
 def _rank_rule_of(plan: Mapping[str, Any], source: str) -> RankRule:
@@ -173,7 +198,7 @@ def _rank_rule_of(plan: Mapping[str, Any], source: str) -> RankRule:
         raise UserError(f"{source} is not a plan: it has adaptive and rank_rule; remove one")
     if named:
         try:
-            return rank_rule_of(named)
+            return named_rank_rule(named)
         except UserError as error:
             raise UserError(f"{source} is not a plan: {error}") from error
     try:

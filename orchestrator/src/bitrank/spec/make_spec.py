@@ -49,7 +49,7 @@ def make_spec(
     planned = _fields_of_plan(Path(plan)) if plan else {}
     tuned = {key: given[key] for key in TUNED if given.get(key, False) is not False}
     arm = find_arm(config, plan, tuned)
-    chosen = {**profile.fields_for(source.kind, task), **planned, **_fields_of_arm(arm), **given}
+    chosen = {**profile.fields_for(source.kind, task), **_fields_of_arm(arm), **planned, **given}
     if "steps" in given and "epochs" not in given:
         chosen["epochs"] = None
     if "epochs" in given and "steps" not in given:
@@ -106,9 +106,10 @@ def _check_combination(name: str, arm: Arm, chosen: Mapping[str, Any]) -> None:
 
 
 def _fields_of_plan(path: Path) -> dict[str, Any]:
-    """The fields of a spec whose defaults a plan file sets."""
+    """The fields of a spec whose defaults a plan file sets; those of a config that it names stay."""
     data = valid_plan(path)
-    return {"init": data.get("init", "default"), "quantizer": data.get("quantizer", "rtn")}
+    given: dict[str, Any] = {key: data[key] for key in ("init", "quantizer") if key in data}
+    return given if data["rank_rule_of"] else {"init": "default", "quantizer": "rtn", **given}
 
 
 def check(spec: RunSpec) -> RunSpec:

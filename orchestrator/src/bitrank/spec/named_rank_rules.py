@@ -43,7 +43,7 @@ RANK_RULES: dict[str, NamedRankRule] = {
 }
 
 
-def rank_rule_of(data: Mapping[str, Any]) -> RankRule:
+def named_rank_rule(data: Mapping[str, Any]) -> RankRule:
     """The rule that ``data`` describes, such as ``{"name": "qa-lora", "rank": 8, "group": 32}``.
 
     Raises :class:`UserError` for an unknown name or parameter, a missing one, and values that do not fit.

@@ -14,13 +14,14 @@ from bitrank_data import write_atomically
 from bitrank.errors import UserError, shortened
 from bitrank.spec.fields import About, Count, OneOf, PlannedRank, Rank, Text, one_of
 from bitrank.spec.inits import INITS
-from bitrank.spec.named_rank_rules import RANK_RULES, rank_rule_of
+from bitrank.spec.named_rank_rules import RANK_RULES, named_rank_rule
 
 if TYPE_CHECKING:  # plans are read without loading torch
     from bitrank_planner import Plan
     from bitrank_quant import WeightMatrix
 
 _EXPECTED = 'expected JSON like {"precision": {"module": "nf4"}, "ranks": {"module": 8}}'
+_OBJECTS = ("precision", "ranks", "shapes", "adaptive", "rank_rule", "rank_rule_of")
 _LARGEST = 64 * 2**20  # bytes; a plan for a thousand blocks takes less than 2 MB
 
 
@@ -76,6 +77,13 @@ class Adaptive:
 
 
 @dataclass(frozen=True)
+class RankRuleOf:
+    """The key of ``rank_rule_of`` that every plan file has; the others are fields of the config's rule."""
+
+    config: Annotated[Text, About("config with the rank rule and the defaults of the run's fields")]
+
+
+@dataclass(frozen=True)
 class PlanFile:
     """Keys of a plan file. A file written by hand needs only ``precision`` and ``ranks``."""
 
@@ -99,6 +107,10 @@ class PlanFile:
         About(
             f"`name` ({', '.join(RANK_RULES)}) and parameters of the rule, such as `rank`: replaces `ranks`"
         ),
+    ] = field(default_factory=dict)
+    rank_rule_of: Annotated[
+        dict[str, Any],
+        About("`config` and changed fields of its rank rule: replaces `ranks`, with the config's defaults"),
     ] = field(default_factory=dict)
     planner: Annotated[Text | None, About("the planner that made the plan")] = None
     budget: Annotated[int | None, About("byte budget of the planner", "bytes")] = None
@@ -133,8 +145,8 @@ class PlanFile:
 def read_plan(path: Path) -> dict[str, Any]:
     """Read the plan file at ``path``; optional objects default to empty ones.
 
-    ``precision``, ``ranks``, ``shapes``, ``adaptive`` and ``rank_rule`` must be objects; :func:`valid_plan`
-    checks the other keys. Raises :class:`UserError` when the file cannot be read or is not a plan.
+    :data:`_OBJECTS` must be objects; :func:`valid_plan` checks the other keys. Raises :class:`UserError` when
+    the file cannot be read or is not a plan.
     """
     return check_plan_data(_json_of(path), str(path))
 
@@ -145,7 +157,7 @@ def check_plan_data(data: Any, source: str) -> dict[str, Any]:
         raise _not_a_plan(source, f"{type(data).__name__}: {shortened(data)}")
     if missing := [key for key in ("precision", "ranks") if key not in data]:
         raise _not_a_plan(source, f"no {missing[0]!r}")
-    mappings = {key: data.get(key, {}) for key in ("precision", "ranks", "shapes", "adaptive", "rank_rule")}
+    mappings = {key: data.get(key, {}) for key in _OBJECTS}
     for key, value in mappings.items():
         if not isinstance(value, dict):
             raise _not_a_plan(source, f"{key} = {shortened(value)}")
@@ -170,7 +182,9 @@ def valid_plan(path: Path) -> dict[str, Any]:
         if data["adaptive"]:
             validate(Adaptive, data["adaptive"], "key of adaptive")
         if data["rank_rule"]:
-            rank_rule_of(data["rank_rule"])
+            named_rank_rule(data["rank_rule"])
+        if data["rank_rule_of"]:
+            validate(RankRuleOf, {"config": data["rank_rule_of"].get("config")}, "key of rank_rule_of")
     except UserError as error:
         raise UserError(f"{path} is not a plan: {error}") from error
     return data

@@ -20,14 +20,16 @@ if TYPE_CHECKING:  # the command line reads configs without importing torch
     from bitrank.spec.inits import Init
 
 
-def refuse_principal(init: Init) -> str | None:
+def refuse_fixed_starts(init: Init) -> str | None:
     """The reason why adapters whose ranks are pruned cannot start by ``init``; None if they can."""
-    if not init.principal:
-        return None
-    return (
-        "pruning a rank would remove a part of the matrix itself, which the adapter starts as; give "
-        "init=default, loftq or lq-lora"
-    )
+    if init.splits:
+        return (
+            "pruning a rank would remove a part of the matrix itself, which the adapter starts as; give "
+            "init=default, loftq or lq-lora"
+        )
+    if init.allocates:
+        return "both choose the ranks; give init=default, loftq or lq-lora"
+    return None
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class ReducedRank(Lora):
     needs_hook: ClassVar[bool] = True
 
     def refusal(self, init: Init) -> str | None:
-        return refuse_principal(init)
+        return refuse_fixed_starts(init)
 
     def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
         return {m.name: min(self.times * self.rank, *m.shape) for m in blocks}
@@ -67,7 +69,7 @@ class PrunedRank(Adapters):
             )
 
     def refusal(self, init: Init) -> str | None:
-        return refuse_principal(init)
+        return refuse_fixed_starts(init)
 
     def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
         return {m.name: self.init_r for m in blocks}
@@ -131,3 +133,43 @@ class DynamicRank(PrunedRank):
             model, list(ranks), schedule, total_steps=total_steps, scale=scale, heads=heads, seed=seed
         )
         return Attached(adapted, DynamicRanks(adapted))
+
+
+@dataclass(frozen=True)
+class LearnedScaleRank(PrunedRank):
+    """Ranks in proportion to one trained scale per matrix (ARD-LoRA).
+
+    The loss has λ₁ = ``sparsity`` times the sum of all scales, and λ₂ = ``variation`` times their differences
+    between neighbouring layers.
+    """
+
+    sparsity: float = 1e-4
+    variation: float = 1e-4
+
+    def refusal(self, init: Init) -> str | None:
+        if init.residual or init.splits or init.allocates:
+            return (
+                "an adapter with one scale for all its components starts at zero, since other starts have a "
+                "value for each component; give init=default"
+            )
+        return None
+
+    def attach(
+        self,
+        model: nn.Module,
+        ranks: Ranks,
+        *,
+        total_steps: int,
+        scale: AdapterScale,
+        heads: list[str],
+        seed: int,
+    ) -> Attached:
+        from bitrank_adapters import LearnedScaleRanks, LearnedScales, attach_learned_scales
+
+        from bitrank.spec.adapter_hook import Attached
+
+        schedule = LearnedScales(self.init_r, self.target_r, sparsity=self.sparsity, variation=self.variation)
+        adapted = attach_learned_scales(
+            model, list(ranks), schedule, total_steps=total_steps, scale=scale, heads=heads, seed=seed
+        )
+        return Attached(adapted, LearnedScaleRanks(adapted, schedule))

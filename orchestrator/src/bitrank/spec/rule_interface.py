@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 if TYPE_CHECKING:  # the command line reads configs without importing torch
-    from bitrank_adapters import AdapterScale
-    from bitrank_quant import WeightMatrix
-    from torch import nn
+    from bitrank_adapters import AdapterScale, AdapterStart
+    from bitrank_quant import Format, WeightMatrix
+    from torch import Tensor, nn
 
     from bitrank.spec.adapter_hook import Attached
     from bitrank.spec.inits import Init
+
+    Encode = Callable[[str, Tensor, Format], dict[str, Tensor]]  # a quantizer: name, weight (O, I), format
 
 Bits = dict[str, str]
 Ranks = dict[str, int]
@@ -46,6 +48,12 @@ class RankRule(Protocol):
     def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
         """Assign an initial rank to every block matrix."""
 
+    def start(self, ranks: Ranks, encode: Encode | None) -> AdapterStart | None:
+        """How adapters of ``ranks`` start that need the unquantized weights; None: as the run's init says.
+
+        ``encode`` is the quantizer of the run; None: it rounds.
+        """
+
     def attach(
         self,
         model: nn.Module,
@@ -71,6 +79,9 @@ class Adapters:
         return None
 
     def check_formats(self, bits: Bits, ranks: Ranks) -> None: ...
+
+    def start(self, ranks: Ranks, encode: Encode | None) -> AdapterStart | None:
+        return None
 
     def trained_numbers(self, shape: Sequence[int], rank: int) -> int:
         return rank * sum(shape)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # the command line reads configs without importing torch
     from torch import nn
 
     from bitrank.spec.adapter_hook import AdapterHook, Attached
+    from bitrank.spec.inits import Init
 
 SIXTEEN = "bf16"
 _PARTS = {"attention": ("attention", "cross-attention"), "ffn": ("ffn",)}  # of a block: roles of its matrices
@@ -199,6 +200,11 @@ class GivenRanks(Lora):
     """A rank plan from a file; matrices that it does not name, or with rank 0, get no adapter."""
 
     plan: Mapping[str, int]
+
+    def refusal(self, init: Init) -> str | None:
+        if init.allocates:
+            return "it would replace the ranks of the plan; give init=default, loftq or lq-lora"
+        return None
 
     def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
         return dict(self.plan)

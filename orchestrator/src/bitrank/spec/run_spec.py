@@ -188,11 +188,13 @@ class RunSpec:
         Text,
         one_of(INITS),
         About(
-            "initial adapters: zero, or the quantization error, unweighted or weighted by Fisher information"
+            "initial adapters: zero, the quantization error (of weights, weighted by Fisher information, or "
+            "of outputs), or a part of each matrix"
         ),
     ] = "default"
     init_rounds: Annotated[
-        Annotated[int, Ge(1), Le(1000)], About("maximum alternating rounds of loftq and lq-lora", "rounds")
+        Annotated[int, Ge(1), Le(1000)],
+        About("maximum alternating rounds of loftq, lq-lora and qera", "rounds"),
     ] = 1
     shrink: Annotated[bool, About("remove pruned ranks from memory when AdaLoRA stops pruning")] = False
     mps_safe: Annotated[bool, About("no tensor over 2³² bytes, as Metal needs, on any device")] = False

@@ -11,12 +11,13 @@ from bitrank.spec.rule_interface import Adapters, Bits, Ranks
 from bitrank.spec.rules import SIXTEEN, FixedRank
 
 if TYPE_CHECKING:  # the command line reads configs without importing torch
-    from bitrank_adapters import AdapterScale
-    from bitrank_quant import WeightMatrix
-    from torch import nn
+    from bitrank_adapters import AdapterScale, AdapterStart, Codes
+    from bitrank_quant import Affine, WeightMatrix
+    from torch import Tensor, nn
 
     from bitrank.spec.adapter_hook import Attached
     from bitrank.spec.inits import Init
+    from bitrank.spec.rule_interface import Encode
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,13 @@ class PooledRank(FixedRank):
     needs_hook: ClassVar[bool] = True
 
     def refusal(self, init: Init) -> str | None:
-        if init.residual or init.principal:
+        if init.residual or init.splits:
             return (
                 "adapters on summed inputs change all weights of a group by the same number and cannot start "
                 "as a part of a matrix; give init=default"
             )
+        if init.allocates:
+            return "its start is for adapters with one column for each input; give init=default"
         return None
 
     def check_formats(self, bits: Bits, ranks: Ranks) -> None:
@@ -109,8 +112,8 @@ class ScalesOnly(Adapters):
     trains_scales: ClassVar[bool] = True
 
     def refusal(self, init: Init) -> str | None:
-        if init.residual or init.principal:
-            return "no adapter exists that could start as a part of a matrix; give init=default"
+        if init.residual or init.splits or init.allocates:
+            return "no adapter exists that could start in another way; give init=default"
         return None
 
     def check_formats(self, bits: Bits, ranks: Ranks) -> None:
@@ -158,3 +161,89 @@ class ScalesOnly(Adapters):
 
         adapted = attach_frozen(model, scale=scale, heads=heads, seed=seed)
         return Attached(adapted, TrainedScales(adapted, train_scales(model, list(ranks))))
+
+
+@dataclass(frozen=True)
+class LearnedStepRank(FixedRank):
+    """The same rank everywhere, added before the rounding to ``format``, whose grid is trained too (L4Q).
+
+    Training leaves matrices in ``format``, affine integers, and no adapter.
+    """
+
+    format: str
+    own_formats: ClassVar[bool] = True
+    needs_hook: ClassVar[bool] = True
+
+    def refusal(self, init: Init) -> str | None:
+        if init.residual or init.splits or init.allocates:
+            return (
+                "adapters inside of the rounding start at zero: they have no residual, and need the whole "
+                "matrix there; give init=default"
+            )
+        return None
+
+    def check_formats(self, bits: Bits, ranks: Ranks) -> None:
+        self._affine()
+        for name in (name for name, rank in ranks.items() if rank):
+            if bits.get(name, SIXTEEN) != self.format:
+                raise UserError(
+                    f"adapters inside of the rounding train the codes of {self.format}: expected this format "
+                    f"for {name}, got {bits.get(name, SIXTEEN)}; give a config with equal formats, or rank 0"
+                )
+
+    def start(self, ranks: Ranks, encode: Encode | None) -> AdapterStart:
+        from bitrank_adapters import StepStart
+        from bitrank_quant import encode_in_parts
+
+        fmt = self._affine()
+
+        def grid(name: str, weight_OI: Tensor) -> tuple[Tensor, Tensor]:
+            tensors = encode(name, weight_OI, fmt) if encode else encode_in_parts(fmt, weight_OI)
+            return tensors["scale"].view(len(weight_OI), -1), tensors["minimum"].view(len(weight_OI), -1)
+
+        return StepStart(ranks, grid)
+
+    def trained_numbers(self, shape: Sequence[int], rank: int) -> int:
+        groups = shape[0] * -(-shape[1] // self._affine().block)
+        return rank * sum(shape) + 2 * groups if rank else 0
+
+    def stored_numbers(self, shape: Sequence[int], rank: int) -> int:
+        return 0
+
+    def attach(
+        self,
+        model: nn.Module,
+        ranks: Ranks,
+        *,
+        total_steps: int,
+        scale: AdapterScale,
+        heads: list[str],
+        seed: int,
+    ) -> Attached:
+        from bitrank_adapters import LearnedSteps, attach_learned_steps
+        from bitrank_quant import QuantWeight, save_layers, with_weight
+
+        from bitrank.spec.adapter_hook import Attached
+
+        fmt = self._affine()
+
+        def store(layer: nn.Module, codes: Codes) -> nn.Module:
+            before: QuantWeight = layer.quantized  # type: ignore[assignment]
+            tensors = fmt.of_codes(codes.codes_GB, codes.step_G, codes.minimum_G)
+            weight = QuantWeight.of(tensors, fmt, before.shape, before.compute_dtype)
+            return with_weight(weight, {"": layer})[""]
+
+        adapted = attach_learned_steps(model, ranks, fmt.bits, fmt.block, scale=scale, heads=heads, seed=seed)
+        return Attached(adapted, LearnedSteps(adapted, store, save_layers))
+
+    def _affine(self) -> Affine:
+        """The format. Raises :class:`UserError` for one without a grid of steps and minima in bf16."""
+        from bitrank_quant import Affine, parse_format
+
+        fmt = parse_format(self.format)
+        if not isinstance(fmt, Affine) or fmt.double_quant:
+            raise UserError(
+                "steps and minima of groups are trained in affine integers only: expected a format such as "
+                f"{Affine(4, 64)}, got {self.format}"
+            )
+        return fmt

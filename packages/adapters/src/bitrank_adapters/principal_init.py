@@ -1,66 +1,63 @@
-"""PiSSA: adapters that start as the largest singular triplets of their matrices.
+"""PiSSA and CorDA: adapters that start as the largest directions of their matrices.
 
-A matrix W becomes q(W − s · B A) + s · B A with s · B A = U_r Σ_r V_rᵀ, the first r singular triplets of W
-(Meng et al. 2024, equations 2 to 4; QPiSSA if q rounds). Both factors have √(Σ_r/s), as in PEFT, whose own
-initialization reads the weight of an unquantized layer: here a matrix is split while its 16-bit weight is in
-memory, before it is stored. Further rounds of QPiSSA are LoftQ from another start and are left out.
+PiSSA takes U_r Σ_r V_rᵀ, the first r singular triplets of W (Meng et al. 2024, equations 2 to 4; QPiSSA if
+the remainder is rounded); both factors of the adapter have √(Σ_r/s), as in PEFT. Further rounds of QPiSSA are
+LoftQ from another start and are left out.
+
+CorDA (Yang et al. 2024, instruction-previewed mode) takes U_r Σ_r V_rᵀ C⁻¹ from W C = U Σ Vᵀ, with the second
+moments C of the inputs: the directions with the largest outputs, and not the directions of the residual that
+QERA repairs. Since Σ_r V_rᵀ C⁻¹ = U_rᵀ W, nothing is inverted. As in PEFT, 1 % of the mean of its diagonal is
+added to that of C; PEFT adds more if C⁻¹ is inexact.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 
 from bitrank_adapters.errors import AdapterError
-from bitrank_adapters.lowrank import Factors, best_low_rank
-from bitrank_adapters.plans import RankPlan, positive_ranks
-from bitrank_adapters.rank_hooks import adapted
-from bitrank_adapters.residual_init import adapter_of
-from bitrank_adapters.scales import effective_scale
-from bitrank_adapters.weight_decomposed import reset_magnitude
+from bitrank_adapters.input_weighted import InputNorm, output_directions
+from bitrank_adapters.lowrank import best_low_rank
+from bitrank_adapters.part_start import Part, PartStart
+from bitrank_adapters.plans import RankPlan
 
-_ADAPTER = "default"
+_DAMPING = 0.01  # share of the mean second moment that CorDA adds to each
+_LEAST = 1e-12  # a singular value below this share of the largest counts as this share
 
 
-class PrincipalStart:
+class PrincipalStart(PartStart):
     """PiSSA for the matrices of ``ranks``; one without a rank above 0 stays as it is."""
 
-    def __init__(self, ranks: RankPlan) -> None:
-        self._ranks = positive_ranks(ranks)
-        self._factors: dict[str, Factors] = {}
-
-    def split(self, name: str, weight_OI: Tensor, stored: Callable[[Tensor], Tensor]) -> Tensor:
-        """``weight_OI`` without its largest singular triplets, in its dtype."""
-        if name not in self._ranks:
-            return weight_OI
-        whole_OI = weight_OI.detach().float()
-        self._factors[name] = best_low_rank(whole_OI, self._ranks[name])
-        return (whole_OI - self._factors[name].product()).to(weight_OI.dtype)
-
-    def write(self, model: PeftModel) -> None:
-        """Copy the triplets into the adapters of ``model``.
-
-        Raises :class:`AdapterError` if a matrix has no adapter, or one whose ranks change in training: its
-        factors must be orthonormal, and pruning would remove a part of the matrix itself.
-        """
-        layers = dict(adapted(model))
-        for name in list(self._factors):
-            layer = adapter_of(layers, name)
-            if hasattr(layer, "lora_E"):
-                raise AdapterError(
-                    "adapters that start as the largest part of their matrix cannot lose ranks: pruning "
-                    "would remove that part. Use the init default, loftq or lq-lora with adaptive ranks"
-                )
-            with torch.no_grad():
-                _write(layer, self._factors.pop(name))
+    def _part(self, name: str, whole_OI: Tensor, rank: int) -> Part:
+        factors = best_low_rank(whole_OI, rank)
+        root_R = factors.values_R.clamp_min(0).sqrt()
+        return Part(factors.left_OR * root_R, root_R[:, None] * factors.right_RI)
 
 
-def _write(layer: Any, factors: Factors) -> None:
-    root_R = (factors.values_R / effective_scale(layer)).clamp_min(0).sqrt()
-    layer.lora_A[_ADAPTER].weight.copy_(root_R[:, None] * factors.right_RI)
-    layer.lora_B[_ADAPTER].weight.copy_(factors.left_OR * root_R)
-    reset_magnitude(layer)
+class CordaStart(PartStart):
+    """CorDA for the matrices of ``ranks``; ``inputs`` returns E[x xᵀ] (in, in) of a matrix by its name.
+
+    C is scaled to a mean diagonal of 1, so that uncorrelated inputs of one scale give PiSSA's factors. In
+    PEFT its scale, which follows the number of positions of a batch, changes the balance of both factors.
+    """
+
+    def __init__(self, ranks: RankPlan, inputs: Callable[[str], Tensor]) -> None:
+        super().__init__(ranks)
+        self._inputs = inputs
+
+    def _part(self, name: str, whole_OI: Tensor, rank: int) -> Part:
+        second_II = InputNorm(self._inputs(name)).second_II.double().to(whole_OI.device)
+        if len(second_II) != whole_OI.shape[1]:
+            raise AdapterError(
+                f"the second moments of {name!r} are for {len(second_II)} inputs, the matrix has "
+                f"{whole_OI.shape[1]}"
+            )
+        mean = second_II.diagonal().mean()
+        scaled_II = second_II / mean if mean > 0 else torch.eye(len(second_II)).to(second_II)
+        scaled_II = scaled_II + _DAMPING * torch.eye(len(scaled_II)).to(scaled_II)
+        left_OR, values_R = output_directions(whole_OI, scaled_II @ scaled_II, rank)
+        root_R = values_R.clamp_min(_LEAST * values_R[0]).sqrt()
+        down_RI = (left_OR.T @ whole_OI.to(left_OR)) / root_R[:, None]
+        return Part((left_OR * root_R).to(whole_OI), down_RI.to(whole_OI))

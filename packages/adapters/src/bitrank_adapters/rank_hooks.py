@@ -67,6 +67,9 @@ class FixedRanks:
         """
         return None
 
+    def finish(self) -> None:
+        """Run once after training, when the model has its final parameters: here nothing remains to do."""
+
     @contextmanager
     def as_stored(self) -> Iterator[None]:
         """Inside, the model computes with the adapter as its file holds it: every number rounded to bf16.

@@ -1,4 +1,4 @@
-"""Adapter initialization from the quantization residual: LoftQ and Fisher-weighted LQ-LoRA.
+"""Adapter initialization from the quantization residual: LoftQ, Fisher-weighted LQ-LoRA, and QERA.
 
 A matrix W becomes Q + s · B A with Q stored in few bits and s · B A the best low-rank approximation of W − Q,
 where s is the scale of rank r (see :mod:`~bitrank_adapters.scales`). With AdaLoRA P, Λ and Q
@@ -19,6 +19,7 @@ step of Adam on B changes the product as much as from the default start, whateve
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -26,6 +27,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from bitrank_adapters.errors import AdapterError
+from bitrank_adapters.input_weighted import InputNorm
 from bitrank_adapters.lowrank import Factors, RowColumn, best_low_rank, weighted_norm
 from bitrank_adapters.plans import RankPlan, positive_ranks
 from bitrank_adapters.rank_hooks import adapted
@@ -48,17 +50,46 @@ class AdapterStart(Protocol):
         """Copy the initial values into the adapters of ``model``."""
 
 
+class ErrorNorm(Protocol):
+    """A norm of errors of a matrix, and the best low-rank approximation in it."""
+
+    def of(self, matrix_OI: Tensor) -> float:
+        """The norm of ``matrix_OI``."""
+
+    def best(self, residual_OI: Tensor, rank: int) -> Factors:
+        """Nearest matrix of ``rank`` to ``residual_OI``."""
+
+
+@dataclass(frozen=True)
+class _EntryNorm:
+    """‖D₁ M D₂‖_F with row and column weights, or ‖M‖_F without."""
+
+    weights: RowColumn | None
+
+    def of(self, matrix_OI: Tensor) -> float:
+        return weighted_norm(matrix_OI, self.weights)
+
+    def best(self, residual_OI: Tensor, rank: int) -> Factors:
+        return best_low_rank(residual_OI, rank, self.weights)
+
+
 class ResidualStart:
     """Residual initialization for the matrices of ``ranks``; one without a rank above 0 stays as it is.
 
     ``rounds`` is the maximum number of alternating rounds; ``weights`` {name: (row_O, column_I)} selects
-    LQ-LoRA. ``errors`` maps each matrix to the (weighted) norm of W − Q, before and after adding the adapter.
+    LQ-LoRA, ``inputs``, which returns the second moments (in, in) of a matrix's inputs by its name, QERA.
+    ``errors`` maps each matrix to the (weighted) norm of W − Q, before and after adding the adapter.
     Raises :class:`AdapterError` if ``rounds`` is below 1, or weights are missing, of the wrong shape,
-    negative or not finite.
+    negative or not finite, or if both ``weights`` and ``inputs`` are given.
     """
 
     def __init__(
-        self, ranks: RankPlan, *, rounds: int = 1, weights: Mapping[str, RowColumn] | None = None
+        self,
+        ranks: RankPlan,
+        *,
+        rounds: int = 1,
+        weights: Mapping[str, RowColumn] | None = None,
+        inputs: Callable[[str], Tensor] | None = None,
     ) -> None:
         if rounds < 1:
             raise AdapterError(f"the alternating rounds of an initialisation must be 1 or more, got {rounds}")
@@ -69,7 +100,9 @@ class ResidualStart:
                 f"no row and column weights were given for {missing[0]!r}; a weighted start needs them for "
                 "every matrix"
             )
-        self._ranks, self._rounds, self._weights = ranks, rounds, weights
+        if weights is not None and inputs is not None:
+            raise AdapterError("a start is weighted by rows and columns or by inputs, not by both; give one")
+        self._ranks, self._rounds, self._weights, self._inputs = ranks, rounds, weights, inputs
         self._factors: dict[str, Factors] = {}
         self.errors: dict[str, tuple[float, float]] = {}
 
@@ -80,13 +113,13 @@ class ResidualStart:
         """
         if name not in self._ranks:
             return weight_OI
-        whole_OI, weights, held_OI = weight_OI.detach().float(), self._weights_of(name, weight_OI), weight_OI
+        whole_OI, norm, held_OI = weight_OI.detach().float(), self._norm_of(name, weight_OI), weight_OI
         best_OI, best, least, before = held_OI, None, float("inf"), 0.0
         for turn in range(self._rounds):
             residual_OI = whole_OI - stored(held_OI).to(whole_OI)
-            before = weighted_norm(residual_OI, weights) if turn == 0 else before
-            factors = best_low_rank(residual_OI, self._ranks[name], weights)
-            error = weighted_norm(residual_OI - factors.product(), weights)
+            before = norm.of(residual_OI) if turn == 0 else before
+            factors = norm.best(residual_OI, self._ranks[name])
+            error = norm.of(residual_OI - factors.product())
             if best is not None and error >= least:
                 break
             best_OI, best, least = held_OI, factors, error
@@ -104,6 +137,17 @@ class ResidualStart:
         for name in list(self._factors):
             with torch.no_grad():
                 _write(adapter_of(layers, name), self._factors.pop(name))
+
+    def _norm_of(self, name: str, weight_OI: Tensor) -> ErrorNorm:
+        if self._inputs is None:
+            return _EntryNorm(self._weights_of(name, weight_OI))
+        norm = InputNorm(self._inputs(name))
+        if len(norm.second_II) != weight_OI.shape[1]:
+            raise AdapterError(
+                f"the second moments of {name!r} are for {len(norm.second_II)} inputs, the matrix has "
+                f"{weight_OI.shape[1]}"
+            )
+        return norm
 
     def _weights_of(self, name: str, weight_OI: Tensor) -> RowColumn | None:
         if self._weights is None:

@@ -3,6 +3,7 @@
 Figures, report and paper build on both. The package imports neither torch nor mlflow.
 """
 
+from bitrank_analysis.budget_curves import BudgetCurve, read_curves
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.make_bundle import write_bundle
 from bitrank_analysis.metrics import METRICS, Metric
@@ -14,6 +15,7 @@ __version__ = "0.1.0"
 __all__ = [
     "METRICS",
     "AnalysisError",
+    "BudgetCurve",
     "Metric",
     "ReadOnlyStore",
     "Rows",
@@ -22,5 +24,6 @@ __all__ = [
     "open_read_only",
     "open_store",
     "query",
+    "read_curves",
     "write_bundle",
 ]

@@ -11,7 +11,9 @@ import pandas as pd
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.matrix_names import nominal_bits, with_place
 from bitrank_analysis.metrics import further_metrics
+from bitrank_analysis.published import Setting, findings_on_claims
 from bitrank_analysis.statistics import arms, compare, factorial, pareto
+from bitrank_analysis.statistics.examples import load_arms
 from bitrank_analysis.study import Study
 
 
@@ -21,7 +23,8 @@ class Evidence:
 
     ``ranks`` has config, seed, matrix, layer, module, step (NaN, and ``final`` true, for the end), rank;
     ``plans`` has config, seed, matrix, layer, module, format, bits, rank; ``curves`` has config, seed, key,
-    step, value; ``further`` has the comparisons on the other metrics of the task's kind. ``gaps`` maps each
+    step, value; ``further`` has the comparisons on the other metrics of the task's kind, ``published`` the
+    findings on claims of others (:mod:`~bitrank_analysis.published`). ``gaps`` maps each
     result that could not be computed to the reason; ``notes`` are the remarks of the statistics about their
     own validity.
     """
@@ -40,6 +43,7 @@ class Evidence:
     plans: pd.DataFrame
     curves: pd.DataFrame
     further: pd.DataFrame = field(default_factory=pd.DataFrame)
+    published: pd.DataFrame = field(default_factory=pd.DataFrame)
     gaps: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -97,6 +101,7 @@ def gather(study: Study, task: str) -> Evidence:
     first = runs.iloc[0]
     # Planned arms are compared with every arm: the report names the best one that they must beat.
     baselines = (*BASELINES, *config_order(runs.loc[runs["family"] == PLANNED, "config"]))
+    table = arms(study, task)
     comparisons = _or_gap(gaps, "comparisons", lambda: compare(study, task, baselines=baselines))
     effects = _or_gap(gaps, "factorial", lambda: factorial(study, task))
     return Evidence(
@@ -105,7 +110,7 @@ def gather(study: Study, task: str) -> Evidence:
         metric=str(first["metric"]),
         higher_is_better=bool(first["higher_is_better"]),
         runs=_ordered(runs),
-        arms=_ordered(arms(study, task)),
+        arms=_ordered(table),
         comparisons=_ordered(comparisons, "candidate", "baseline"),
         front=_ordered(_or_gap(gaps, "front of stored size", lambda: pareto(study, task, x="model_mib"))),
         memory_front=_ordered(
@@ -118,6 +123,11 @@ def gather(study: Study, task: str) -> Evidence:
         ),
         curves=_curves(study, runs),
         further=_or_gap(gaps, "comparisons on further metrics", lambda: _further(study, task, runs)),
+        published=_or_gap(
+            gaps,
+            "findings on published claims",
+            lambda: findings_on_claims(load_arms(study, task), Setting(str(first["kind"]), table)),
+        ),
         gaps=gaps,
         notes=tuple(dict.fromkeys([*comparisons.attrs.get("notes", ()), *effects.attrs.get("notes", ())])),
     )

@@ -16,6 +16,7 @@ from bitrank_analysis.figures.ranks import final_ranks
 from bitrank_analysis.files import write_atomically
 from bitrank_analysis.matrix_names import module_order
 from bitrank_analysis.metrics import metric_of
+from bitrank_analysis.published import compared_text, result_text
 
 # Column → printed heading and formatter of its values.
 Heads = Mapping[str, tuple[str, Callable[[Any], str]]]
@@ -101,6 +102,7 @@ def tables(evidence: Evidence) -> list[Table]:
         _factorial(evidence),
         _plans(evidence),
         _ranks(evidence),
+        published(evidence.published, evidence.metric, evidence.task),
     ]
     return [table for table in made if not table.frame.empty]
 
@@ -279,3 +281,21 @@ def _ranks(evidence: Evidence) -> Table:
     return _table(
         evidence, "ranks", "Final rank: mean over the matrices of a layer (lowest–highest)", frame, heads
     )
+
+
+def published(frame: pd.DataFrame, metric: str, task: str) -> Table:
+    """The table of what was claimed, by whom, and what was found; ``frame`` is that of
+    :func:`~bitrank_analysis.published.findings_on_claims`.
+    """
+    rows = [
+        {
+            "Claim": row.claim,
+            "By": row.source,
+            "Compared": compared_text(row),
+            "Result": result_text(row, metric),
+            "Finding": f"{row.finding}: {row.reason}",
+        }
+        for row in frame.itertuples()
+    ]
+    caption = f"What was claimed, by whom, and what these runs show ({task})"
+    return Table(f"published-{task}", caption, frame, pd.DataFrame(rows, dtype=object))

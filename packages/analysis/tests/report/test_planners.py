@@ -31,6 +31,7 @@ ACCURACY = {
     "B-FP": 0.97,
     "B-Q4": 0.7,
 }
+LEFT_OUT = [{"arm": "B-Ada", "budget": "2bits", "task": "movies", "reason": "does not fit into 50 bytes"}]
 
 
 @pytest.fixture
@@ -54,12 +55,17 @@ def store(maker: Any, tmp_path: Path) -> Path:
             "budget": budget,
             "measuring_s": 50.0,
             "choosing_s": 2.0,
+            "rates_s": 5.0,
             "predicted_nats": 0.1,
         }
         for config, budget in BUDGETS.items()
     ]
-    (tmp_path / "costs.json").write_text(json.dumps(costs))
+    (tmp_path / "costs.json").write_text(json.dumps({"plans": costs, "left_out": LEFT_OUT}))
     return tmp_path
+
+
+def planning_costs(store: Path) -> pd.DataFrame:
+    return pd.DataFrame(json.loads((store / "costs.json").read_text())["plans"])
 
 
 REFERENCES = ["exact-4bits", "exact-2bits"]
@@ -68,9 +74,7 @@ REFERENCES = ["exact-4bits", "exact-2bits"]
 def test_planned_arms_are_compared_within_their_budget_and_others_with_every_reference(store: Path) -> None:
     planners_report(str(store), "bitrank-test", REFERENCES, store / "costs.json", store)
     study = load_study(open_store(str(store)), "bitrank-test")
-    frame = arms_table(
-        study, "movies", REFERENCES, pd.DataFrame(json.loads((store / "costs.json").read_text()))
-    )
+    frame = arms_table(study, "movies", REFERENCES, planning_costs(store))
     compared = {
         reference: set(frame.loc[frame["baseline"] == reference, "config"]) for reference in REFERENCES
     }
@@ -84,9 +88,7 @@ def test_planned_arms_are_compared_within_their_budget_and_others_with_every_ref
 def test_each_family_of_tests_is_corrected_separately(store: Path) -> None:
     """A family with one arm has one test, so its p is not multiplied."""
     study = load_study(open_store(str(store)), "bitrank-test")
-    frame = arms_table(
-        study, "movies", REFERENCES, pd.DataFrame(json.loads((store / "costs.json").read_text()))
-    )
+    frame = arms_table(study, "movies", REFERENCES, planning_costs(store))
     alone = compare(study, "movies", ["exact-2bits"]).set_index("candidate")
     found = frame[frame["config"] == "greedy-2bits"].iloc[0]
     assert found["p_holm"] == pytest.approx(float(alone.loc["greedy-2bits", "p"]))
@@ -105,7 +107,12 @@ def test_sentences_separate_arms_with_and_without_a_budget(store: Path) -> None:
         f"{one_seed}, ahead of 1 and behind 1 (B-FP); for 0 no difference is shown." in text
     )
     assert "At equal bytes, after Holm, exact-2bits beats 0 of 1, is beaten by 0" in text
-    assert "better" not in text and "worse" not in text
+    sentences, claims = text.split("### What was claimed")
+    assert "better" not in sentences and "worse" not in sentences
+    assert "- B-Ada at 2bits: does not fit into 50 bytes" in text
+    assert "7 of 7 arms end ahead of their own untrained model" in text
+    assert "| ARD-LoRA keeps 99.3 % of full quality (here: of LoRA in 16 bits) |" in claims
+    assert "not tested here: no finished run of ARD-LoRA-Q4" in claims
     assert (store / "movies.csv").is_file() and (store / "report.md").read_text() == text
 
 
@@ -114,7 +121,7 @@ def test_figure_draws_each_arm_at_its_budget_with_its_interval(store: Path) -> N
     assert "![Difference against bytes](difference-bytes-movies.svg)" in text
     assert (store / "difference-bytes-movies.svg").exists()
     study = load_study(open_store(str(store)), "bitrank-test")
-    costs = pd.DataFrame(json.loads((store / "costs.json").read_text())).assign(learning_rate=0.001)
+    costs = planning_costs(store).assign(learning_rate=0.001)
     frame = arms_table(study, "movies", REFERENCES, costs)
     drawn = difference_bytes(frame, "movies").chart.to_dict()["datasets"]
     (rows,) = [data for data in drawn.values() if "arm" in data[0]]
@@ -127,3 +134,12 @@ def test_figure_draws_each_arm_at_its_budget_with_its_interval(store: Path) -> N
     )
     with pytest.raises(AnalysisError, match="an arm of movies beside the reference"):
         difference_bytes(frame[frame["config"] == "exact-4bits"], "movies")
+
+
+def test_costs_count_planning_rates_and_training_and_bytes_left_of_the_budget(store: Path) -> None:
+    study = load_study(open_store(str(store)), "bitrank-test")
+    costs = planning_costs(store).assign(budget=lambda rows: 2**20 * rows["budget"], learning_rate=0.001)
+    frame = arms_table(study, "movies", REFERENCES, costs).set_index("config")
+    planned = frame.loc["greedy-4bits"]
+    assert planned["total_s"] == 50 + 2 + 5 + 60 and planned["left_bytes"] == 0
+    assert frame.loc["B-FP", "total_s"].tolist() == [60, 60] and frame.loc["B-FP", "left_bytes"].isna().all()

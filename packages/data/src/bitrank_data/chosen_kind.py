@@ -49,7 +49,7 @@ def as_kind(source: Source, kind: str) -> Source:
     if convert is None:
         fitting = [name for name, entry in DATA_KINDS.items() if source.kind in entry.reads]
         possible = " or ".join([source.kind, *fitting])
-        raise DataError(f"{source.name} has examples for {possible}, not for {kind}; give one of these kinds")
+        raise DataError(f"{source.name} has examples for {possible}, not for {kind}; give --kind {possible}")
 
     def load() -> Texts:
         texts = source.load()

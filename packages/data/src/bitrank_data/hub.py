@@ -1,18 +1,15 @@
-"""Tasks of the Hugging Face hub, from the hub itself or from a local folder in hub format.
+"""Tasks of the Hugging Face hub by name, from the hub itself or from a local folder in hub format.
 
 The labels of SST-2's test set are hidden. Its 872 validation sentences are therefore the test set, and 1,000
 training sentences, chosen once, are the validation set; all copies of a sentence stay together. The official
 sentences are kept, and a note counts test sentences that are also in train. WikiText-2 is cut into articles
 at its level-one headings; the number of an article is its id. Alpaca and Dolly have training data only:
-subsets of their rows, chosen by the hash of the instruction, are the three splits.
-
-Files of the hub are read from its own cache by commit. So texts and fingerprint belong to one commit, and a
-commit stays readable after the repository has moved on, without network access too.
+subsets of their rows, chosen by the hash of the instruction, are the three splits. Tasks whose repository has
+the splits are in :mod:`bitrank_data.hub_given`, and :mod:`bitrank_data.hub_files` reads the files.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -24,19 +21,21 @@ from bitrank_data.conversations import instruction_layout
 from bitrank_data.corpora.groups import connected, split_groups
 from bitrank_data.errors import DataError
 from bitrank_data.examples import SPLITS, TRAIN, DataReport, Example, Source, Texts
-from bitrank_data.hub_cache import cached_commit
-from bitrank_data.kinds import CLASSIFICATION, INSTRUCTION, LANGUAGE_MODELLING
+from bitrank_data.hub_files import HubFiles, Read, Repository
+from bitrank_data.hub_given import CNN_DAILYMAIL, MRPC, RTE, SQUAD, WMT14, given_splits
+from bitrank_data.kinds import (
+    CLASSIFICATION,
+    INSTRUCTION,
+    LANGUAGE_MODELLING,
+    QUESTION_ANSWERING,
+    SEQUENCE_TO_SEQUENCE,
+)
 from bitrank_data.layouts import LeftOut, Refused
 from bitrank_data.splitting import groups_of, text_key
 
 _VALIDATION = 1000
-_BUILDERS = {".parquet": "parquet", ".jsonl": "json"}  # of the library datasets, by suffix
 # Sizes of the subsets of instruction data.
 _SUBSET = {"test": 1000, "validation": 200, TRAIN: 2000}
-_LOCAL_COPY = (
-    "give a local copy with --data FOLDER (saved with save_to_disk, or train/validation/test files in CSV, "
-    "JSONL or Parquet)"
-)
 
 
 def hub_source(name: str, folder: Path | None = None, commit: str | None = None) -> Source:
@@ -46,39 +45,17 @@ def hub_source(name: str, folder: Path | None = None, commit: str | None = None)
     repository; by default that of the cached copy, which is downloaded if there is none.
     """
     task = HUB[name]
-    origin = Origin(folder, commit)
-    return Source(
-        name, task.kind, partial(_fingerprint, name, origin), partial(task.load, origin), task.about
-    )
+    files = HubFiles(name, task.repository, folder, commit)
+    return Source(name, task.kind, files.fingerprint, partial(task.load, files.read), task.about)
 
 
 def hub_repository(name: str) -> str:
     """The repository of datasets on the hub that holds task ``name``."""
-    return HUB[name].repository
+    return HUB[name].repository.name
 
 
-@dataclass(frozen=True)
-class Origin:
-    """A local ``folder`` with a copy of the data, or else a ``commit`` of the hub's repository."""
-
-    folder: Path | None = None
-    commit: str | None = None
-
-
-def _fingerprint(name: str, origin: Origin) -> str:
-    folder = origin.folder
-    if folder is None:
-        task = HUB[name]
-        return f"hub:{task.repository}:{task.files}@{origin.commit or _current_commit(name)}"
-    digest = hashlib.sha256()
-    for path in sorted(Path(folder).rglob("*")):
-        if path.is_file():
-            digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-def _sst2(origin: Origin) -> Texts:
-    data = _dataset("sst2", origin, ("sentence", "label"))
+def _sst2(read: Read) -> Texts:
+    data = read(("sentence", "label"))
     train, test = (_sentences(data[split], split) for split in ("train", "validation"))
     wanted = min(_VALIDATION, len(train) // 10)
     parts: dict[str, list[Example]] = {"train": [], "validation": [], "test": test}
@@ -104,8 +81,8 @@ def _sentences(rows: Iterable[dict[str, Any]], split: str) -> list[Example]:
     return examples
 
 
-def _wikitext2(origin: Origin) -> Texts:
-    data = _dataset("wikitext2", origin, ("text",))
+def _wikitext2(read: Read) -> Texts:
+    data = read(("text",))
     # A null line counts as empty: in this layout lines without text separate paragraphs.
     splits = {}
     for split in SPLITS:
@@ -125,13 +102,13 @@ def wikitext_articles(lines: Iterable[str], split: str) -> list[Example]:
     return [Example(f"wikitext2-{split}-{number}", text) for number, text in enumerate(filled)]
 
 
-def _instructions(name: str, given: str, output: str, origin: Origin) -> Texts:
+def _instructions(name: str, given: str, output: str, read: Read) -> Texts:
     """A subset of instructions; the columns are ``instruction``, ``given`` (an input) and ``output``.
 
     Rows with one instruction and input are in one split. Of fewer rows than the subset has, a tenth each is
     for test and validation. Rows without an instruction or output are left out and counted.
     """
-    rows = _dataset(name, origin, ("instruction", given, output))[TRAIN]
+    rows = read(("instruction", given, output))[TRAIN]
     layout = instruction_layout(output, given)
     examples, empty = [], []
     for number, row in enumerate(rows):
@@ -153,132 +130,78 @@ def _instructions(name: str, given: str, output: str, origin: Origin) -> Texts:
     return Texts(INSTRUCTION, splits, (), DataReport({"rows_without_text": len(empty)}, notes))
 
 
-def _dataset(name: str, origin: Origin, columns: tuple[str, ...]) -> Any:
-    import datasets
-
-    folder = origin.folder
-    commit = None if folder else origin.commit or _current_commit(name)
-    try:
-        if folder is None:
-            builder = _BUILDERS[Path(HUB[name].files).suffix]
-            data = datasets.load_dataset(builder, data_files=_files(name, commit))
-        elif (folder / "dataset_dict.json").is_file():
-            data = datasets.load_from_disk(str(folder))
-        else:
-            data = datasets.load_dataset(str(folder))
-    except DataError:
-        raise
-    except Exception as error:
-        place = f"the local folder {folder}" if folder else _place(name, commit)
-        raise _not_loaded(name, place, error) from error
-    _check(name, data, columns)
-    return data
-
-
-def _current_commit(name: str) -> str:
-    """The commit of the cached copy of ``name``, which is downloaded if there is none."""
-    repository = HUB[name].repository
-    if (commit := cached_commit("datasets", repository)) is None:
-        return _snapshot(name, None).name
-    return commit
-
-
-def _files(name: str, commit: str | None) -> dict[str, list[str]]:
-    """Files of each split of task ``name`` at ``commit``."""
-    folder, task = _snapshot(name, commit), HUB[name]
-    files = {
-        split: sorted(str(path) for path in folder.glob(task.files.format(split=split)))
-        for split in task.splits
-    }
-    for split, found in files.items():
-        if not found:
-            pattern = task.files.format(split=split)
-            raise DataError(f"{name}: {_place(name, commit)} has no {pattern}; {_LOCAL_COPY}")
-    return files
-
-
-def _snapshot(name: str, commit: str | None) -> Path:
-    """The folder of ``commit`` in the hub's own cache; downloads files that are absent there."""
-    from huggingface_hub import snapshot_download
-
-    task = HUB[name]
-    patterns = [task.files.format(split=split) for split in task.splits]
-    try:
-        return Path(
-            snapshot_download(task.repository, repo_type="dataset", revision=commit, allow_patterns=patterns)
-        )
-    except (OSError, ValueError) as error:
-        raise _not_loaded(name, _place(name, commit), error) from error
-
-
-def _place(name: str, commit: str | None) -> str:
-    return f"{HUB[name].repository}{f'@{commit}' if commit else ''} on the hub"
-
-
-def _not_loaded(name: str, place: str, error: Exception) -> DataError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return DataError(f"cannot load {name} from {place}: {reason}; {_LOCAL_COPY}")
-
-
-def _check(name: str, data: Any, columns: tuple[str, ...]) -> None:
-    for split in HUB[name].splits:
-        if split not in data:
-            raise DataError(f"{name} needs a split {split!r}; found {', '.join(data)}")
-        missing = [column for column in columns if column not in data[split].column_names]
-        if missing:
-            raise DataError(
-                f"{name} needs the column {missing[0]!r} in {split}; found "
-                f"{', '.join(data[split].column_names)}"
-            )
-
-
 @dataclass(frozen=True)
 class HubTask:
-    """A task whose data are in a repository of the hub.
-
-    ``files`` is the pattern of the files of a split there, ``splits`` the splits that are read. ``load``
-    reads them.
-    """
+    """A task whose data are in a repository of the hub; ``load`` makes its texts of what it reads."""
 
     kind: str
     about: str
-    repository: str
-    files: str
-    splits: tuple[str, ...]
-    load: Callable[[Origin], Texts]
+    repository: Repository
+    load: Callable[[Read], Texts]
+
+
+_LABELLED = (TRAIN, "validation")  # splits whose labels are published
 
 
 HUB: dict[str, HubTask] = {
     "sst2": HubTask(
         CLASSIFICATION,
         "movie-review phrases, two classes",
-        "stanfordnlp/sst2",
-        "data/{split}-*.parquet",
-        ("train", "validation"),
+        Repository("stanfordnlp/sst2", "data/{split}-*.parquet", _LABELLED),
         _sst2,
     ),
     "wikitext2": HubTask(
         LANGUAGE_MODELLING,
         "Wikipedia articles",
-        "Salesforce/wikitext",
-        "wikitext-2-raw-v1/{split}-*.parquet",
-        SPLITS,
+        Repository("Salesforce/wikitext", "wikitext-2-raw-v1/{split}-*.parquet", SPLITS),
         _wikitext2,
     ),
     "alpaca": HubTask(
         INSTRUCTION,
         "3,200 instructions of Alpaca",
-        "tatsu-lab/alpaca",
-        "data/{split}-*.parquet",
-        (TRAIN,),
+        Repository("tatsu-lab/alpaca", "data/{split}-*.parquet", (TRAIN,)),
         partial(_instructions, "alpaca", "input", "output"),
     ),
     "dolly": HubTask(
         INSTRUCTION,
         "3,200 instructions of Dolly",
-        "databricks/databricks-dolly-15k",
-        "databricks-dolly-15k.jsonl",
-        (TRAIN,),
+        Repository("databricks/databricks-dolly-15k", "databricks-dolly-15k.jsonl", (TRAIN,)),
         partial(_instructions, "dolly", "context", "response"),
+    ),
+    "mrpc": HubTask(
+        CLASSIFICATION,
+        "pairs of news sentences, paraphrases or not",
+        Repository("nyu-mll/glue", "mrpc/{split}-*.parquet", _LABELLED),
+        partial(given_splits, "mrpc", MRPC),
+    ),
+    "rte": HubTask(
+        CLASSIFICATION,
+        "pairs of texts, the first implies the second or not",
+        Repository("nyu-mll/glue", "rte/{split}-*.parquet", _LABELLED),
+        partial(given_splits, "rte", RTE),
+    ),
+    "squad": HubTask(
+        QUESTION_ANSWERING,
+        "questions about Wikipedia passages",
+        Repository("rajpurkar/squad", "plain_text/{split}-*.parquet", _LABELLED),
+        partial(given_splits, "squad", SQUAD),
+    ),
+    "squad_v2": HubTask(
+        QUESTION_ANSWERING,
+        "questions about Wikipedia passages, some without an answer",
+        Repository("rajpurkar/squad_v2", "squad_v2/{split}-*.parquet", _LABELLED),
+        partial(given_splits, "squad_v2", SQUAD),
+    ),
+    "cnn_dailymail": HubTask(
+        SEQUENCE_TO_SEQUENCE,
+        "a sample of news articles with highlights as summary",
+        Repository("abisee/cnn_dailymail", "3.0.0/{split}-*.parquet", SPLITS),
+        partial(given_splits, "cnn_dailymail", CNN_DAILYMAIL),
+    ),
+    "wmt14": HubTask(
+        SEQUENCE_TO_SEQUENCE,
+        "a sample of English sentences with a German translation",
+        Repository("wmt/wmt14", "de-en/{split}-*.parquet", SPLITS),
+        partial(given_splits, "wmt14", WMT14),
     ),
 }

@@ -46,6 +46,13 @@ from bitrank_quant.matrices import (
 from bitrank_quant.packing import little_endian_words, unpack_bits
 from bitrank_quant.quantizers import QUANTIZERS, InputMoments, Quantizer, find_quantizer, quantize
 from bitrank_quant.replaceable import readers_of_weights
-from bitrank_quant.serialize import load_quantized, save_quantized, to_reference
+from bitrank_quant.serialize import (
+    has_layers,
+    load_layers,
+    load_quantized,
+    save_layers,
+    save_quantized,
+    to_reference,
+)
 from bitrank_quant.sixteen import store_in_16_bits
 from bitrank_quant.trained_scales import scale_numbers, set_scales, train_scales, why_no_scales

@@ -2,12 +2,13 @@
 
 The weights file is ``quantized.safetensors`` instead of ``model.safetensors``: a loader that does not support
 it must find no weights rather than misread these. Only layers of the reference backend are written;
-:func:`to_reference` converts others.
+:func:`to_reference` converts others. :func:`save_layers` writes single matrices.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -53,6 +54,51 @@ def save_quantized(model: nn.Module, folder: Path) -> None:
     }
     save_file(tensors, folder / _WEIGHTS)
     (folder / _FORMATS).write_text(json.dumps(formats, indent=1))
+
+
+def save_layers(layers: Mapping[str, nn.Module], folder: Path) -> None:
+    """Write the codes of quantized ``layers``, by name in their model, into ``folder``.
+
+    The files are those of :func:`save_quantized` without other tensors. Biases are not written. Raises
+    :class:`QuantError` for a layer of another backend than the reference.
+    """
+    tensors: dict[str, Tensor] = {}
+    formats: dict[str, str] = {}
+    for name, layer in layers.items():
+        if not isinstance(layer, QuantLinear):
+            raise QuantError(f"expected {name!r} in the reference backend, got {type(layer).__name__}")
+        formats[name] = str(layer.quantized.fmt)
+        tensors |= {f"{name}.quantized.{part}": t.cpu() for part, t in layer.quantized.tensors.items()}
+    save_file(tensors, folder / _WEIGHTS)
+    (folder / _FORMATS).write_text(json.dumps(formats, indent=1))
+
+
+def has_layers(folder: Path) -> bool:
+    """Whether ``folder`` has files of :func:`save_layers`."""
+    return (folder / _WEIGHTS).is_file() and (folder / _FORMATS).is_file()
+
+
+def load_layers(model: nn.Module, folder: Path) -> None:
+    """Replace the codes of quantized layers of ``model`` by those that :func:`save_layers` wrote, in place.
+
+    Raises :class:`QuantError` if the files are damaged, or the model has another layer, format or shape of
+    that name.
+    """
+    try:
+        formats = json.loads((folder / _FORMATS).read_text(encoding="utf-8"))
+        tensors = load_file(folder / _WEIGHTS)
+    except (OSError, ValueError) as error:
+        raise QuantError(f"{folder} holds no codes: expected {_WEIGHTS} and {_FORMATS} ({error})") from error
+    modules = dict(model.named_modules())
+    for name, text in formats.items():
+        layer = modules.get(name)
+        if not isinstance(layer, QuantLinear) or str(layer.quantized.fmt) != text:
+            raise QuantError(f"{folder} holds the matrix {name!r} in {text}, which this model has not")
+        for part, current in layer.quantized.tensors.items():
+            given = tensors[f"{name}.quantized.{part}"]
+            if given.shape != current.shape:
+                raise QuantError(f"{folder} holds {name!r} in another shape than this model")
+            current.copy_(given)
 
 
 def load_quantized(model: nn.Module, folder: Path, compute_dtype: torch.dtype = torch.bfloat16) -> nn.Module:

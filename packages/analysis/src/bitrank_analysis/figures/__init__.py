@@ -10,6 +10,7 @@ from bitrank_analysis.evidence import Evidence
 from bitrank_analysis.figures.bits import bits_map
 from bitrank_analysis.figures.budget_curve import budget_curve
 from bitrank_analysis.figures.forest import forest
+from bitrank_analysis.figures.frontier import budget_frontier
 from bitrank_analysis.figures.loss import loss_curves
 from bitrank_analysis.figures.memory import memory
 from bitrank_analysis.figures.parameters import parameters
@@ -60,6 +61,7 @@ __all__ = [
     "Figure",
     "bare_spec",
     "budget_curve",
+    "budget_frontier",
     "config",
     "draw_all",
     "map_figures",

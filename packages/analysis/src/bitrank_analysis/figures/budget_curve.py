@@ -42,10 +42,11 @@ def budget_curve(points: Sequence[Mapping[str, Any]], label: str) -> Figure:
         base.mark_text(dy=-11).encode(text="budget:N"),
     ).properties(width=COLUMN, height=210)
     note = f"{label}: one plan for each budget, labelled with the budget; predicted before training."
-    return Figure("curve", _title(frame), chart, note)
+    return Figure("curve", curve_title(frame), chart, note)
 
 
-def _title(frame: pd.DataFrame) -> str:
+def curve_title(frame: pd.DataFrame) -> str:
+    """Loss (nats) in the fewest and the most ``mib`` of ``frame``, which is sorted by them."""
     first, last = frame.iloc[0], frame.iloc[-1]
     if len(frame) == 1:
         return f"The plan in {first['mib']:.3g} MiB is predicted to add {first['loss']:.3g} nats"

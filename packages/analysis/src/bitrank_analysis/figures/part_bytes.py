@@ -8,7 +8,7 @@ import altair as alt
 import pandas as pd
 
 from bitrank_analysis.errors import AnalysisError
-from bitrank_analysis.figures.theme import COLUMN, Figure
+from bitrank_analysis.figures.theme import COLUMN, Figure, label_extent
 from bitrank_analysis.matrix_names import module_order, with_place
 
 _KINDS = {"weights": "#0072B2", "adapters": "#E69F00", "fixed": "#7a7a7a"}
@@ -38,7 +38,7 @@ def part_bytes(weights: Mapping[str, int], adapters: Mapping[str, int], fixed: i
         .mark_bar()
         .encode(
             x=alt.X("mib:Q", title="MiB", axis=alt.Axis(tickCount=5)),
-            y=alt.Y("module:N", sort=order, title=None),
+            y=alt.Y("module:N", sort=order, title=None, axis=alt.Axis(minExtent=label_extent(order))),
             color=alt.Color("kind:N", scale=scale, legend=alt.Legend(title=None, orient="bottom")),
             order=alt.Order("kind:N", sort="descending"),
         )

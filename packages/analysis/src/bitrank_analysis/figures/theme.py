@@ -110,10 +110,23 @@ PAPER = ("#1f2328", "#59636e", "#e6e8eb", "#aeb4bb")
 PAGE = ("var(--ink)", "var(--muted)", "var(--grid)", "var(--line)")
 
 
+_LABEL_SIZE = 11  # pixels
+_WIDEST = 0.66  # mean width of a letter in the widest of the fallback fonts, in sizes of the font
+
+
+def label_extent(labels: Sequence[str]) -> int:
+    """Pixels that the longest of ``labels`` takes on a vertical axis in any font of :data:`FONT`.
+
+    A drawing is laid out with the widths of the first font; a browser without it draws wider letters, and a
+    label would begin left of the drawing.
+    """
+    return round(_WIDEST * _LABEL_SIZE * max((len(label) for label in labels), default=0))
+
+
 def config(inks: tuple[str, str, str, str] = PAPER) -> dict[str, Any]:
     """The theme as a Vega-Lite config; the background is transparent unless ``inks`` is ``PAPER``."""
     ink, muted, grid, line = inks
-    axes = {"labelFont": FONT, "titleFont": FONT, "labelFontSize": 11, "titleFontSize": 12,
+    axes = {"labelFont": FONT, "titleFont": FONT, "labelFontSize": _LABEL_SIZE, "titleFontSize": 12,
             "titleFontWeight": 600, "titlePadding": 8,
             "labelColor": muted, "titleColor": ink, "domainColor": line, "tickColor": line,
             "gridColor": grid, "tickSize": 4,

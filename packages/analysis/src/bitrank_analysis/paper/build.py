@@ -118,6 +118,7 @@ def _texts(study: Study, evidence: Sequence[Evidence]) -> dict[str, str]:
         "remarks": sentences([*study.notes, *gaps]),
         "table-arms": paper_tables.arms_table(evidence),
         "table-comparisons": paper_tables.comparisons_table(evidence),
+        "table-published": paper_tables.published_table(evidence),
         "table-factorial": paper_tables.factorial_table(evidence),
         "table-settings": paper_tables.settings_table(values(study, evidence), evidence),
     }

@@ -28,6 +28,12 @@ COMMANDS = (
     r"{Guard it with \string\ifval.}}"
     "\n"
 )
+
+
+class Source(str):
+    """LaTeX source in a cell of a table, which is not escaped."""
+
+
 _KEY = re.compile(r"[A-Za-z0-9_./ +-]+")
 _MORE = {
     "'": "'",
@@ -106,4 +112,4 @@ def listed(heading: str, texts: Sequence[str]) -> str:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return " & ".join(escape(cell) for cell in cells) + r" \\"
+    return " & ".join(cell if isinstance(cell, Source) else escape(cell) for cell in cells) + r" \\"

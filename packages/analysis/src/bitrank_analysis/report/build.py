@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
+from bitrank_analysis.budget_curves import BudgetCurve
 from bitrank_analysis.errors import AnalysisError
-from bitrank_analysis.evidence import gather
-from bitrank_analysis.figures import draw_all, save
+from bitrank_analysis.evidence import Evidence, gather
+from bitrank_analysis.figures import Figure, budget_frontier, draw_all, save
 from bitrank_analysis.files import write_atomically
 from bitrank_analysis.report import facts
 from bitrank_analysis.report.model import Report, Section
@@ -60,8 +62,12 @@ def write(report: Report, out_folder: Path | str) -> Path:
     return folder / "report.html"
 
 
-def collect(study: Study, ui_url: str = UI_URL) -> Report:
-    """Compute the report without writing files. Raises :class:`AnalysisError` if no run has finished."""
+def collect(study: Study, ui_url: str = UI_URL, curves: Sequence[BudgetCurve] = ()) -> Report:
+    """Compute the report without writing files.
+
+    ``curves`` of a task and of the model of its runs are drawn with the arms of the task. Raises
+    :class:`AnalysisError` if no run has finished.
+    """
     if study.runs.empty:
         reasons = "; ".join(facts.not_run(study)[:3])
         raise AnalysisError(
@@ -72,8 +78,9 @@ def collect(study: Study, ui_url: str = UI_URL) -> Report:
     sections, refused = [], {}
     for task in evidence:
         drawn, refused[task.task] = draw_all(task)
+        figures = [*_frontier(task, curves), *drawn]
         sections.append(
-            Section(task, drawn, tables(task), side_by_side(study, task), facts.warnings(study, task.task))
+            Section(task, figures, tables(task), side_by_side(study, task), facts.warnings(study, task.task))
         )
     missing, gaps = facts.not_run(study), facts.gaps(study, evidence, refused)
     return Report(
@@ -86,6 +93,12 @@ def collect(study: Study, ui_url: str = UI_URL) -> Report:
         gaps,
         facts.notice(study),
     )
+
+
+def _frontier(task: Evidence, curves: Sequence[BudgetCurve]) -> list[Figure]:
+    """The frontier of budgets of ``task``; empty without a curve for the model of its runs."""
+    fitting = [curve for curve in curves if curve.is_of(task.task, list(task.runs["model"]))]
+    return [budget_frontier(task, fitting)] if fitting else []
 
 
 def _without_damaged(study: Study) -> Study:

@@ -1,4 +1,4 @@
-"""Report on a study of planners: every arm against a reference of equal bytes, with its costs."""
+"""Report on a study of planners or systems: every arm against a reference of equal bytes, with its costs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from bitrank_analysis.figures import save
 from bitrank_analysis.figures.difference_bytes import difference_bytes
 from bitrank_analysis.files import write_atomically
 from bitrank_analysis.metrics import metric_of
+from bitrank_analysis.published import Setting, findings_on_claims
+from bitrank_analysis.statistics import arms as quality_of_arms
 from bitrank_analysis.statistics.compare import compare
+from bitrank_analysis.statistics.examples import load_arms
 from bitrank_analysis.statistics.verdicts import BETTER, DIFFERS, WORSE
 from bitrank_analysis.store import open_store
 from bitrank_analysis.study import Study, load_study
-from bitrank_analysis.tables import Table
+from bitrank_analysis.tables import Table, published
 
 _MIB = 2**20
 _COSTS = [
@@ -29,6 +32,7 @@ _COSTS = [
     "planned_bytes",
     "measuring_s",
     "choosing_s",
+    "rates_s",
     "predicted_nats",
     "learning_rate",
 ]
@@ -40,18 +44,25 @@ def planners_report(store: str, experiment: str, references: Sequence[str], cost
     """Write ``report.md``, and a CSV file and a figure per task into ``folder``; returns the report's text.
 
     ``references`` are configs, one per budget, with which the arms of that budget are compared (those without
-    a finished run are left out). ``costs`` is the JSON file with the planning time of each arm, in seconds.
-    Raises :class:`~bitrank_analysis.errors.AnalysisError` as :func:`load_study` does.
+    a finished run are left out). ``costs`` is a JSON file: ``plans`` has the budget and the seconds of
+    planning and of choosing the learning rate of each arm, ``left_out`` the arms without a plan, with the
+    reason. Raises :class:`~bitrank_analysis.errors.AnalysisError` as :func:`load_study` does.
     """
     study = load_study(open_store(store), experiment)
-    planning_costs = pd.DataFrame(json.loads(costs.read_text()), columns=_COSTS)
+    data = json.loads(costs.read_text())
+    planning_costs = pd.DataFrame(data["plans"], columns=_COSTS)
     parts = [f"# {experiment}", *study.notes]
     for task in sorted(set(study.runs["task"])):
         finished = set(study.runs.loc[study.runs["task"] == task, "config"])
         available = [name for name in references if name in finished]
         frame = arms_table(study, task, available, planning_costs)
         write_atomically(folder / f"{task}.csv", frame.to_csv(index=False))
+        claims = _claims(study, task)
+        write_atomically(folder / f"published-{task}.csv", claims.csv())
         parts += [f"## {task}", _shown(frame).markdown(), *_sentences(frame, available)]
+        parts += _untrained(frame)
+        parts += _left_out([row for row in data["left_out"] if row["task"] == task])
+        parts += [f"### {claims.caption}", claims.markdown()]
         if frame.loc[frame["budget"].notna(), "baseline"].notna().any():
             figure = difference_bytes(frame, task)
             save(figure, folder, ("svg", "png"))
@@ -68,13 +79,16 @@ def arms_table(
 
     The arms planned for a reference's budget are one family of tests; arms without a budget (``budget`` is
     NaN) are another. ``difference low high p_holm verdict`` are those of :func:`compare`, arm − reference;
-    a reference has one row, with NaN there. ``total_s`` is the sum of planning and one training.
+    a reference has one row, with NaN there. ``left_bytes`` is the budget minus the stored bytes at the end of
+    training, below 0 if they exceed it. ``total_s`` is the sum of planning, of the runs that chose the
+    learning rate, and of one training.
     """
     runs = study.runs[study.runs["task"] == task]
     stored_bytes = _MIB * (runs["model_mib"] + runs["adapter_mib"])
     by_config = runs.assign(stored_bytes=stored_bytes).groupby("config", as_index=False)
     arms = by_config.agg(
         seeds=("seed", "nunique"),
+        higher_is_better=("higher_is_better", "first"),
         quality=("quality", "mean"),
         zero=("zero", "mean"),
         stored_bytes=("stored_bytes", "mean"),
@@ -83,7 +97,9 @@ def arms_table(
     costs = planning_costs[planning_costs["task"] == task].drop(columns="task")
     arms = arms.merge(costs, on="config", how="left")
     arms["plan_s"] = arms["measuring_s"].fillna(0.0) + arms["choosing_s"].fillna(0.0)
-    arms["total_s"] = arms["plan_s"] + arms["train_s"]
+    arms["rates_s"] = arms["rates_s"].fillna(0.0)
+    arms["total_s"] = arms["plan_s"] + arms["rates_s"] + arms["train_s"]
+    arms["left_bytes"] = arms["budget"] - arms["stored_bytes"]
     pairs = _pairs(study, task, references, arms)
     compared = arms.merge(pairs, left_on="config", right_on="candidate", how="left")
     lower_first = not bool(runs["higher_is_better"].iloc[0])
@@ -113,16 +129,47 @@ def _shown(frame: pd.DataFrame) -> Table:
             "quality": f"{row.quality:.4g}",
             "untrained": f"{row.zero:.4g}",
             "bytes": f"{row.stored_bytes:,.0f}",
+            "left": f"{row.left_bytes:,.0f}" if row.left_bytes == row.left_bytes else "–",
             "difference": _difference(row),
             "p (Holm)": f"{row.p_holm:.3g}" if row.p_holm == row.p_holm else "–",
             "verdict": row.verdict if isinstance(row.verdict, str) else "reference",
             "rate": f"{row.learning_rate:g}" if row.learning_rate == row.learning_rate else "–",
             "planning s": f"{row.plan_s:.1f}",
+            "rates s": f"{row.rates_s:.0f}",
             "training s": f"{row.train_s:.0f}",
         }
         for row in frame.itertuples()
     ]
     return Table("planners", "Planners at equal bytes", frame, pd.DataFrame(rows))
+
+
+def _claims(study: Study, task: str) -> Table:
+    """What was claimed by others, and what the runs of ``task`` show."""
+    runs = study.runs[study.runs["task"] == task]
+    setting = Setting(str(runs["kind"].iloc[0]), quality_of_arms(study, task))
+    found = findings_on_claims(load_arms(study, task), setting)
+    return published(found, str(runs["metric"].iloc[0]), task)
+
+
+def _untrained(frame: pd.DataFrame) -> list[str]:
+    """Which arms end ahead of their own untrained model, by the mean over seeds."""
+    arms = frame.drop_duplicates("config").dropna(subset=["zero"])
+    if arms.empty:
+        return []
+    gains = arms["quality"] - arms["zero"]
+    ahead = gains > 0 if arms["higher_is_better"].iloc[0] else gains < 0
+    behind = phrasing.listed(list(arms.loc[~ahead, "config"]))
+    rest = f"; not ahead: {behind}" if behind else ""
+    return [
+        f"{int(ahead.sum())} of {len(arms)} arms end ahead of their own untrained model in the mean over "
+        f"seeds{rest}. This is a comparison of means without a test."
+    ]
+
+
+def _left_out(rows: Sequence[dict[str, str]]) -> list[str]:
+    """The arms that have no run at a budget, with the reason."""
+    lines = [f"- {row['arm']} at {row['budget']}: {row['reason']}" for row in rows]
+    return ["Not run at a budget:", "\n".join(lines)] if lines else []
 
 
 def _difference(row: Any) -> str:

@@ -91,8 +91,22 @@ def compare_arms(
     margin: float | None = None,
 ) -> pd.DataFrame:
     """:func:`compare` for arms that are already in memory; ``task`` stays empty."""
+    pairs = [(candidate, baseline) for baseline, candidate in _pairs(list(arms), baselines)]
+    return compare_pairs(arms, pairs, alpha, margin)
+
+
+def compare_pairs(
+    arms: Mapping[str, Arm],
+    named: Sequence[tuple[str, str]],
+    alpha: float = 0.05,
+    margin: float | None = None,
+) -> pd.DataFrame:
+    """Compare the pairs (candidate, baseline) of ``named``, which are one family of tests.
+
+    Columns are those of :func:`compare`; ``task`` stays empty. Pairs without a common seed have no row.
+    """
     pairs, notes = [], []
-    for baseline, candidate in _pairs(list(arms), baselines):
+    for candidate, baseline in named:
         shared = common_seeds(arms[candidate], arms[baseline])
         if shared:
             pairs.append((arms[candidate], arms[baseline], shared))

@@ -115,6 +115,13 @@ class Affine:
         stored = self.nest_scales((high_G - minimum_G.float()) / top, low_G)
         return stored, self.read_scales(stored)
 
+    def of_codes(self, codes_GB: Tensor, scale_G: Tensor, minimum_G: Tensor) -> Tensors:
+        """The stored tensors of given codes (uint8), scales and minima (bf16), all by group.
+
+        For formats without double quantization.
+        """
+        return {"codes": pack_bits(codes_GB.flatten(), self.bits), "scale": scale_G, "minimum": minimum_G}
+
     def add_to_groups(self, tensors: Tensors, update_OI: Tensor) -> Tensors | None:
         """The tensors of the matrix plus ``update_OI``, with unchanged codes and scales.
 

@@ -16,6 +16,7 @@ from bitrank_quant.sensitivity.format_errors import FormatErrors, measure_sensit
 from bitrank_quant.sensitivity.inputs import input_moments
 from bitrank_quant.sensitivity.moments import Moments, compute_dtype, measure_moments, weight_of
 from bitrank_quant.sensitivity.replay import Forward, Replay
+from bitrank_quant.sensitivity.samples import LayerSample
 from bitrank_quant.sensitivity.sequential import LayerInputs, sequential_inputs
 from bitrank_quant.sensitivity.single_divergence import Modules, measure_divergences, modules_of
 
@@ -24,6 +25,7 @@ __all__ = [
     "FormatErrors",
     "Forward",
     "LayerInputs",
+    "LayerSample",
     "Modules",
     "Moments",
     "Replay",

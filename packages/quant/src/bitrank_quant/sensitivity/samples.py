@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,16 +31,26 @@ def spread(positions: int, limit: int) -> slice | Tensor:
     return torch.arange(limit) * positions // limit
 
 
+class Components(NamedTuple):
+    """Principal components of inputs: their directions (K, I), of length 1, and their shares (K,) in the
+    variance, largest first."""
+
+    directions_KI: Tensor
+    shares_K: Tensor
+
+
 class InputSums:
     """Second moments of the inputs x of one layer, or of several layers with the same input (qkv)."""
 
     def __init__(self) -> None:
         self._sum_II: Any = 0.0
+        self._sum_I: Any = 0.0
         self._positions = 0
 
     def add(self, x_NI: Tensor) -> None:
         x_NI = x_NI.float()
         self._sum_II = self._sum_II + x_NI.T @ x_NI
+        self._sum_I = self._sum_I + x_NI.sum(0)
         self._positions += len(x_NI)
 
     @cached_property
@@ -55,6 +65,16 @@ class InputSums:
         return torch.linalg.eigvalsh(self.mean_II).flip(0).clamp_min(0).cpu()
 
     @cached_property
+    def components(self) -> Components:
+        """The principal components of x, of its covariance (1/N) Σ x xᵀ − μ μᵀ, in fp64."""
+        mean_I = (self._sum_I / self._positions).double()
+        covariance_II = self.mean_II.double() - torch.outer(mean_I, mean_I)
+        values_I, vectors_II = torch.linalg.eigh(covariance_II)
+        values_I = values_I.flip(0).clamp_min(0)
+        shares_I = values_I / values_I.sum().clamp_min(torch.finfo(values_I.dtype).tiny)
+        return Components(vectors_II.flip(1).T.float(), shares_I.float())
+
+    @cached_property
     def root_II(self) -> Tensor:
         """The symmetric square root of R, also of a singular one."""
         values_I, vectors_II = torch.linalg.eigh(self.mean_II)
@@ -65,13 +85,15 @@ class InputSums:
 class LayerSample:
     """A linear layer at N sampled positions, in the dtype of the pass.
 
-    ``units`` is the number of losses U that these positions stand for; ``inputs`` are those of all positions.
+    ``units`` is the number of losses U that these positions stand for; ``inputs`` are those of all positions,
+    and so is ``gradient_OI``, the gradient of the mean loss (nats).
     """
 
     x_NI: Tensor
     grad_NO: Tensor
     units: float
     inputs: InputSums
+    gradient_OI: Tensor
 
     def output_error(self, delta_OI: Tensor) -> float:
         """The score of ``delta_OI`` in nats."""
@@ -119,7 +141,8 @@ class LinearSums:
     def sample(self, units: int) -> LayerSample:
         """The sampled positions, of a pass over ``units`` losses."""
         x_NI, grad_NO = torch.cat(self._kept_x), torch.cat(self._kept_grad)
-        return LayerSample(x_NI, grad_NO, units * len(x_NI) / self.positions, self.inputs)
+        share = units * len(x_NI) / self.positions
+        return LayerSample(x_NI, grad_NO, share, self.inputs, self.gradient_OI / units)
 
 
 def positions_a_batch(batches: int, width: int | None = None) -> int:

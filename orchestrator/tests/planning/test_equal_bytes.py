@@ -1,0 +1,160 @@
+"""Configs at a byte budget: the largest rank that fits, in formats as close to the config's own as fit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from bitrank.errors import UserError
+from bitrank.planning.budget import Sizes, parse_budget, sizes_of
+from bitrank.planning.equal_bytes import LEAST_RANK, _coarser, fit_arm
+from bitrank.planning.planner_studies import STUDIES, find_study
+from bitrank.planning.study_arms import STUDY_ARMS, SYSTEM_ARMS
+from bitrank.planning.study_forecast import _not_fitting
+from bitrank.planning.study_plans import _planned
+from bitrank.spec.configs import CONFIGS, Config, find_config
+from bitrank.spec.make_spec import make_spec
+from bitrank.spec.profiles import PROFILES
+from bitrank.spec.rules import BlocksIn, FixedRank, RankByRole
+
+SMOKE, TASK = PROFILES["smoke"], "toy_sentences"
+
+
+@pytest.fixture(scope="module")
+def sizes() -> Sizes:
+    return sizes_of(make_spec(SMOKE, "B-FP", TASK))
+
+
+@pytest.fixture(scope="module")
+def budget(sizes: Sizes) -> int:
+    return parse_budget("=B-Q4", sizes)
+
+
+def bytes_of(config: Config, fields: dict[str, int], sizes: Sizes) -> int:
+    """Bytes of ``config`` with changed fields of its rank rule, counted as for any config."""
+    return sizes.of_config(replace(config, rank=replace(config.rank, **fields)))  # type: ignore[type-var]
+
+
+def test_config_whose_bytes_are_the_budget_stays_as_it_is(sizes: Sizes, budget: int) -> None:
+    fitted = fit_arm(find_config("B-Q4"), sizes, budget)
+    assert fitted.fields == {} and fitted.nbytes == budget
+    assert fitted.precision == find_config("B-Q4").precision.assign_formats(sizes.outline.matrices)
+
+
+def test_rank_is_the_largest_that_fits(sizes: Sizes, budget: int) -> None:
+    for name in ("LoRA-Attention", "DoRA-Weight-Q4", "GPTQ-Q4"):
+        config = find_config(name)
+        fitted = fit_arm(config, sizes, budget)
+        rank = fitted.fields["rank"]
+        assert fitted.nbytes == bytes_of(config, {"rank": rank}, sizes) <= budget
+        assert bytes_of(config, {"rank": rank + 1}, sizes) > budget
+
+
+def test_pruned_ranks_count_as_their_mean_at_the_end(sizes: Sizes, budget: int) -> None:
+    fitted = fit_arm(find_config("Joint-1"), sizes, budget)
+    assert fitted.fields == {"init_r": 24, "target_r": 8}, "three times the last rank, as in 12 to 4"
+    assert fitted.nbytes == budget and set(fitted.ranks.values()) == {8}
+
+
+def test_ranks_by_role_keep_their_proportions(sizes: Sizes) -> None:
+    config = Config(BlocksIn("nf4-dq"), RankByRole({"attention": 4, "ffn": 8}), "system")
+    own = sizes.of_config(config)
+    assert fit_arm(config, sizes, own).fields == {}
+    half = bytes_of(config, {"by_role": {"attention": 2, "ffn": 4}}, sizes)  # type: ignore[dict-item]
+    assert fit_arm(config, sizes, half).fields == {"by_role": {"attention": 2, "ffn": 4}}
+
+
+def test_embeddings_are_quantized_before_blocks_get_fewer_bits(sizes: Sizes) -> None:
+    config = find_config("GPTQ-Q4")
+    tried = {}
+    for budget in range(141_000, 60_000, -500):
+        try:
+            fitted = fit_arm(config, sizes, budget)
+        except UserError:
+            break
+        assert fitted.nbytes <= budget
+        tried[frozenset(fitted.precision.values())] = min(fitted.ranks.values())
+    order = [sorted(formats) for formats in tried]
+    assert order[0] == ["bf16", "int4-g64"] and ["int4-g64"] in order
+    assert order.index(["int4-g64"]) < order.index(["int3-g64"])
+    assert min(tried.values()) >= LEAST_RANK
+
+
+def test_adapters_that_fit_one_group_keep_it() -> None:
+    assert {text.split("-")[1] for text in _coarser("int4-g32", keeps_group=True)} == {"g32"}
+    assert list(_coarser("nf4-dq", keeps_group=False)) == ["nf4-g128-dq", "nf3-dq", "nf3-g128-dq"]
+
+
+def test_config_that_takes_too_many_bytes_is_refused_with_its_least_bytes(sizes: Sizes, budget: int) -> None:
+    config = find_config("B-FP")
+    least = bytes_of(config, {"rank": LEAST_RANK}, sizes)
+    with pytest.raises(UserError, match=rf"{budget:,} bytes: it takes {least:,} bytes at least \(bf16\)"):
+        fit_arm(config, sizes, budget)
+    with pytest.raises(UserError, match="needs an encoder-decoder"):
+        fit_arm(find_config("Cross-8"), sizes, budget)
+
+
+def test_rule_whose_bytes_do_not_depend_on_the_rank_keeps_it(sizes: Sizes) -> None:
+    class Free(FixedRank):
+        def stored_numbers(self, shape: object, rank: int) -> int:
+            return 0
+
+    config = Config(BlocksIn("nf4-dq"), Free(8), "system")
+    fitted = fit_arm(config, sizes, sizes.of_config(config) + 10_000)
+    assert fitted.fields == {} and set(fitted.ranks.values()) == {8}
+
+
+def test_plan_of_a_config_gives_its_rule_defaults_and_bytes(
+    tmp_path: Path, sizes: Sizes, budget: int
+) -> None:
+    study = find_study("systems", quick=True)
+    path = _planned(study, SMOKE, "LoftQ-5-Q4", "=B-Q4", TASK, {}, tmp_path)
+    assert isinstance(path, Path)
+    data = json.loads(path.read_text())
+    assert data["bytes"] == budget == data["budget"] and data["rank_rule_of"] == {"config": "LoftQ-5-Q4"}
+    spec = make_spec(SMOKE, "", TASK, {"plan": str(path)})
+    assert (spec.config, spec.init, spec.init_rounds) == ("LoftQ-5-Q4-B-Q4", "loftq", 5)
+    assert spec.arm["rank"] == find_config("LoftQ-5-Q4").as_data()["rank"]
+    written = path.stat().st_mtime_ns
+    assert _planned(study, SMOKE, "LoftQ-5-Q4", "=B-Q4", TASK, {}, tmp_path) == path
+    assert path.stat().st_mtime_ns == written, "the plan is reused"
+    refused = _planned(study, SMOKE, "B-FP", "=B-Q4", TASK, {}, tmp_path)
+    assert isinstance(refused, str) and refused.startswith("no plan: does not fit into")
+
+
+def test_defaults_of_the_named_config_hold_unless_the_plan_gives_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "by-hand.json"
+    plan = {"precision": {}, "ranks": {}, "rank_rule_of": {"config": "LoftQ-5-Q4"}}
+    for own, init in (({}, "loftq"), ({"init": "default"}, "default")):
+        path.write_text(json.dumps(plan | own))
+        spec = make_spec(SMOKE, "", TASK, {"plan": str(path)})
+        assert (spec.init, spec.init_rounds) == (init, 5)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"config": "B-Q4", "ranks": 4},
+            "expected fields of the rank rule of B-Q4 such as rank=8, got ranks=4",
+        ),
+        ({"config": "B-Q4", "rank": "4"}, "got rank='4'"),
+        ({"config": "B-Q4", "rank": 0}, "got rank=0"),
+        ({"config": "B-Q5"}, "unknown config 'B-Q5'"),
+        ({"rank": 4}, "config"),
+    ],
+)
+def test_wrong_rank_rule_of_a_plan_is_refused(given: dict[str, object], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "by-hand.json"
+    path.write_text(json.dumps({"precision": {}, "ranks": {}, "rank_rule_of": given}))
+    with pytest.raises(UserError, match=message):
+        make_spec(SMOKE, "", TASK, {"plan": str(path)})
+
+
+def test_study_of_systems_has_every_config_and_no_control(sizes: Sizes) -> None:
+    assert set(CONFIGS) <= set(SYSTEM_ARMS) == set(STUDIES["systems"].arms)
+    assert {name for name, arm in STUDY_ARMS.items() if arm.control}.isdisjoint(SYSTEM_ARMS)
+    study = replace(find_study("systems", quick=True), arms=("B-Q4", "B-FP", "Cross-8", "adalora"))
+    assert _not_fitting(study, sizes) == 2

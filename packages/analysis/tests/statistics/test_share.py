@@ -1,0 +1,54 @@
+"""The share of a score that is kept: exact values, and intervals equal to the formula."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from bitrank_analysis.errors import AnalysisError
+from bitrank_analysis.statistics.examples import Arm
+from bitrank_analysis.statistics.moderation import seed_spread
+from bitrank_analysis.statistics.share import share_kept
+
+
+def classifier(config: str, *counts: int, n: int = 400) -> Arm:
+    """An arm that gets the first ``counts`` examples right, one number for each seed."""
+    values_SN = np.array([[1.0] * count + [0.0] * (n - count) for count in counts])
+    return Arm(config, "acc", tuple(range(len(counts))), values_SN, np.ones(n))
+
+
+def test_share_of_accuracy_is_the_ratio_with_the_error_of_the_linearized_ratio() -> None:
+    ours, theirs = classifier("B-Q4", 300), classifier("B-FP", 360)
+    found = share_kept(ours, theirs, None)
+    assert found.value == pytest.approx(300 / 360) and found.seeds == 1
+    rests_N = (ours.values_SN[0] - 300 / 360 * theirs.values_SN[0]) / 0.9
+    padded_N = np.concatenate([rests_N, [1 / 0.9, -1 / 0.9]])
+    half = 1.959964 * padded_N.std() / math.sqrt(402)
+    assert (found.low, found.high) == pytest.approx((300 / 360 - half, 300 / 360 + half), rel=1e-3)
+
+
+def test_equal_arms_keep_the_whole_score_and_more_confidence_widens_the_interval() -> None:
+    arms = [classifier(name, 360, 362, 359) for name in ("B-Q4", "B-FP")]
+    spread = seed_spread(arms)
+    found, wide = share_kept(*arms, spread, 0.05), share_kept(*arms, spread, 0.01)
+    assert found.value == 1.0 and found.seeds == 3
+    assert wide.low < found.low < 1.0 < found.high < wide.high
+    assert found.low > 0.98
+
+
+def test_share_of_perplexity_is_that_of_the_baseline_divided_by_the_candidates() -> None:
+    tokens_N = np.array([100.0, 50.0, 80.0, 120.0, 60.0, 90.0, 70.0])
+    theirs = Arm("B-FP", "ppl", (0,), 3.0 * tokens_N[None], tokens_N)
+    ours = Arm("B-Q4", "ppl", (0,), (3.0 + math.log(1.25)) * tokens_N[None], tokens_N)
+    found = share_kept(ours, theirs, None)
+    assert found.value == pytest.approx(0.8), "perplexity is 25 % higher"
+    assert (found.low, found.high) == pytest.approx((0.8, 0.8)), "every document has the same ratio"
+
+
+def test_share_without_a_common_seed_or_of_nothing_is_refused() -> None:
+    other = Arm("B-FP", "acc", (7,), np.ones((1, 400)), np.ones(400))
+    with pytest.raises(AnalysisError, match="no seed in common"):
+        share_kept(classifier("B-Q4", 300), other, None)
+    with pytest.raises(AnalysisError, match="a score of 0"):
+        share_kept(classifier("B-Q4", 300), classifier("B-FP", 0), None)
