@@ -32,10 +32,10 @@ def test_second_measurement_reads_the_cached_tables(spec: RunSpec, tables: Table
 
 def test_cost_equals_its_formula(tables: Tables) -> None:
     matrix = next(m for m in tables.matrices if m.layer == 0 and m.role == "ffn")
-    errors = tables.errors[matrix.name]["int2-g64"]
+    errors = tables.errors[matrix.name]["int2-g64-dq"]
     assert errors.output != errors.fisher
     for repairs in (True, False):
-        got = costs(matrix, tables, "int2-g64", (2, 4, 8), Choices(repairs=repairs))
+        got = costs(matrix, tables, "int2-g64-dq", (2, 4, 8), Choices(repairs=repairs))
         for rank, cost in zip((2, 4, 8), got, strict=True):
             left = float(errors.tail_R[rank] / errors.tail_R[0]) if repairs else 1.0
             assert cost == pytest.approx(errors.output * left, rel=1e-5)
@@ -71,7 +71,7 @@ def test_every_planner_keeps_the_budget(name: str, tables: Tables, sizes: Sizes)
 
 
 def test_unmeasured_format_and_oversized_rank_are_refused(tables: Tables, sizes: Sizes) -> None:
-    with pytest.raises(PlanError, match="int5-g32 was not measured; measured: int2-g64"):
+    with pytest.raises(PlanError, match="int5-g32 was not measured; measured: int2-g64-dq"):
         make_problem(tables, sizes, 10**9, Choices(formats=("int5-g32",)))
     with pytest.raises(PlanError, match="no rank of"):
         make_problem(tables, sizes, 10**9, Choices(ranks=(10**6,)))

@@ -12,7 +12,7 @@ from bitrank.sensitivity.tables import Tables
 from bitrank.spec.run_spec import RunSpec
 from bitrank_planner import Infeasible, PlanError, Problem
 
-LADDER = ["int2-g64", "int3-g64", "int4-g64", "int5-g64", "int6-g64", "int8", "bf16"]
+LADDER = ["int2-g64-dq", "int3-g64-dq", "int4-g64-dq", "int5-g64-dq", "int6-g64-dq", "int8", "bf16"]
 HIGH = re.compile(r"v_proj|o_proj|down_proj|attention\.self\.value|output\.dense")
 
 
@@ -46,8 +46,20 @@ def test_largest_pair_that_fits_is_taken(tables: Tables, sizes: Sizes) -> None:
         assert used == set(LADDER[step - 1 : step + 1]) and below.nbytes < plan.nbytes
         assert hand_made(at(tables, sizes, below.nbytes), tables).precision == below.precision
         plan = below
+
+
+def test_embeddings_get_the_larger_format_of_the_pair_where_int8_does_not_fit(
+    tables: Tables, sizes: Sizes
+) -> None:
+    plan = hand_made(at(tables, sizes, 10**9), tables)
+    while "int8" in plan.precision.values():
+        plan = hand_made(at(tables, sizes, plan.nbytes - 1), tables)
+    embeddings = {plan.precision[m.name] for m in tables.matrices if m.role == "embedding"}
+    used = {plan.precision[name] for name in plan.ranks}
+    assert embeddings == {max(used, key=LADDER.index)}
     with pytest.raises((PlanError, Infeasible)):
-        hand_made(at(tables, sizes, plan.nbytes - 1), tables)
+        while True:
+            plan = hand_made(at(tables, sizes, plan.nbytes - 1), tables)
 
 
 def test_pinned_matrices_keep_their_format_and_rank(tables: Tables, sizes: Sizes) -> None:

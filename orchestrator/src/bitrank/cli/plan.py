@@ -89,7 +89,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "(default: lq-lora)",
     )
     quantizer = parser.add_argument(
-        "--quantizer", help="how codes and scales are chosen, in the costs and in the run (default: rtn)"
+        "--quantizer",
+        help="how codes and scales are chosen, in the costs and in the run (default: search; rtn for a "
+        "config.json without weights)",
     )
     list_names(quantizer, quantizers)
     parser.add_argument(

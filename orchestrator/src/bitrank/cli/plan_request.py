@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from bitrank.errors import UserError
+from bitrank.spec.configs import PLAN_QUANTIZER
 from bitrank.spec.make_spec import check, make_spec
 from bitrank.spec.parse import parse_setting
 from bitrank.spec.profiles import find_profile
@@ -20,13 +21,10 @@ if TYPE_CHECKING:  # imports torch
 def measured_spec(arguments: argparse.Namespace) -> RunSpec:
     """The spec of the planned run; sensitivities are measured on its model and task."""
     given = {key: getattr(arguments, key) for key in ("model", "quantizer", *FILE_OPTIONS)}
-    return make_spec(
-        find_profile(arguments.profile),
-        "B-FP",
-        arguments.task,
-        dict(parse_setting(text) for text in arguments.set)
-        | {key: value for key, value in given.items() if value is not None},
-    )
+    options = {"quantizer": PLAN_QUANTIZER}
+    options |= dict(parse_setting(text) for text in arguments.set)
+    options |= {key: value for key, value in given.items() if value is not None}
+    return make_spec(find_profile(arguments.profile), "B-FP", arguments.task, options)
 
 
 def config_spec(arguments: argparse.Namespace) -> RunSpec:

@@ -25,7 +25,7 @@ from bitrank.planning.planners import planner_names
 from bitrank.planning.study_arms import STUDY_ARMS, StudyArm, find_study_arm
 from bitrank.process.fast_imports import quiet_libraries
 from bitrank.process.lifetime import exit_with_parent
-from bitrank.spec.configs import CONFIGS, Config, PlannedArm
+from bitrank.spec.configs import CONFIGS, PLAN_QUANTIZER, Config, PlannedArm
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.plan_file import plan_data, read_plan, save_plan
 from bitrank.spec.profiles import Profile
@@ -66,7 +66,7 @@ def study_specs(
 
     ``jobs`` plans are made at the same time. Arms without a plan are also reported to ``on_progress``.
     """
-    measured = {task: make_spec(profile, "B-FP", task, overrides) for task in tasks}
+    measured = {task: _planning_spec(profile, task, overrides) for task in tasks}
     request = [(arm, budget, task) for task in tasks for budget in study.budgets for arm in study.arms]
     with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_begin) as pool:
         for spec in measured.values():  # before parallel planning, so that each is measured once
@@ -115,6 +115,11 @@ def _begin() -> None:
     quiet_libraries()
 
 
+def _planning_spec(profile: Profile, task: str, overrides: dict[str, Any]) -> RunSpec:
+    """Return the spec that plans are measured with; their quantizer is that of ``bitrank plan``."""
+    return make_spec(profile, "B-FP", task, {"quantizer": PLAN_QUANTIZER, **overrides})
+
+
 def _measured(spec: RunSpec) -> None:
     from bitrank.sensitivity.measure import measure
 
@@ -133,11 +138,12 @@ def _planned(
     """Return the path of the arm's plan, or the reason why there is none."""
     path = folder / task / f"{arm}-{budget.lstrip('=')}.json"
     spec = make_spec(profile, "B-FP", task, overrides)
-    made_for = _made_for(spec, study, arm, budget)
+    planning = _planning_spec(profile, task, overrides)
+    made_for = _made_for(planning, study, arm, budget)
     if path.exists() and read_plan(path).get("made_for") == made_for:
         return path
     try:
-        data = _fitted_data(spec, arm, budget) or _planned_data(spec, study, arm, budget)
+        data = _fitted_data(spec, arm, budget) or _planned_data(planning, study, arm, budget)
     except ValueError as error:
         return f"no plan: {error}"
     data["made_for"] = made_for

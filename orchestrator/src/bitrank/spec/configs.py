@@ -21,6 +21,8 @@ from bitrank.spec.pruned_rules import AdaptiveRank
 from bitrank.spec.rule_interface import RankRule
 from bitrank.spec.systems import ENCODER_DECODER, SYSTEM, SYSTEMS
 
+PLAN_QUANTIZER = "search"  # of plans that are measured: decision 43
+
 
 @dataclass(frozen=True)
 class PlannedArm:
@@ -39,7 +41,7 @@ class PlannedArm:
     budget: str
     about: str = ""
     init: str = "lq-lora"
-    quantizer: str = "rtn"
+    quantizer: str = PLAN_QUANTIZER
     formats: tuple[str, ...] | None = None
     ranks: tuple[int, ...] | None = None
     max_trainable: int | None = None

@@ -37,7 +37,7 @@ def test_rank_rules_select_matrices_below_the_mean(blocks):
 def test_three_bits_for_the_less_sensitive_half(blocks):
     loss = {m.name: -float(i) for i, m in enumerate(blocks[:5])}
     formats = PRECISION_HEURISTICS["three_bits_on_least_sensitive"](blocks[:5], HIGH, loss)
-    assert formats == {"0.q": HIGH, "0.up": HIGH, "1.q": HIGH, "1.up": "int3-g64", "2.q": "int3-g64"}
+    assert formats == {"0.q": HIGH, "0.up": HIGH, "1.q": HIGH, "1.up": "int3-g64-dq", "2.q": "int3-g64-dq"}
     assert (
         "int2-g64"
         in PRECISION_HEURISTICS["three_bits_on_least_sensitive"](blocks[:5], HIGH, loss, "int2-g64").values()

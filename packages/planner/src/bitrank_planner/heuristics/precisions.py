@@ -17,7 +17,7 @@ from bitrank_planner.heuristics.shares import measured
 from bitrank_planner.problem import Item
 from bitrank_planner.registry import Entry
 
-THREE_BITS = "int3-g64"
+THREE_BITS = "int3-g64-dq"
 
 
 def all_in(matrices: Sequence[Item], fmt: str) -> dict[str, str]:
