@@ -99,7 +99,7 @@ def test_an_export_in_the_formats_of_the_run_keeps_codes_bytes_and_logits(
 
 
 def test_an_adapter_alone_is_refused_because_there_is_none(run: FinishedRun) -> None:
-    with pytest.raises(UserError, match=r"Scales-Q4 trained the scales .* has no adapter to export; give"):
+    with pytest.raises(UserError, match=r"Scales-Q4 trained the quantized .* has no adapter to export; give"):
         check_has_adapter(run)
 
 

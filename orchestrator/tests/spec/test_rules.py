@@ -185,11 +185,12 @@ def test_every_named_rule_survives_saving_and_its_data_is_part_of_the_spec(tmp_p
 
 FORMATS = ("bf16", "nf4-dq", "int4-g32", "int4-g64", "int8", "fp8", "noise16-int4-g32")
 FITTING = {"qa-lora": {"int4-g32"}, "scales-only": {"int4-g32", "int4-g64", "int8"}}
+TAKING_OUT_OR_ALLOCATING = {"pissa", "corda", "lora-ga", "eva", "gora"}
 REFUSED_STARTS = {
-    "train-then-reduce": {"pissa"},
-    "dora-dynamic": {"pissa"},
-    "qa-lora": {"loftq", "lq-lora", "pissa"},
-    "scales-only": {"loftq", "lq-lora", "pissa"},
+    "train-then-reduce": TAKING_OUT_OR_ALLOCATING,
+    "dora-dynamic": TAKING_OUT_OR_ALLOCATING,
+    "qa-lora": set(INITS) - {"default"},
+    "scales-only": set(INITS) - {"default"},
 }
 
 
