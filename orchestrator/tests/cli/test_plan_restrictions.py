@@ -65,7 +65,7 @@ def test_conflicts_are_rejected(model: tuple[str, str], capsys: Any) -> None:
         assert main(["plan", *model, "--budget", "5bits", *arguments]) == 2
         return str(capsys.readouterr().err)
 
-    pins = ("--pin", "q_proj=int8", "--pin", "k_proj=int4-g64")
+    pins = ("--pin", "q_proj=int8", "--pin", "k_proj=int4-g64-dq")
     assert "tied matrices share one format" in rejected("--tie", "qkv", *pins)
     assert "mlx cannot store nf4-dq" in rejected("--for", "mlx", "--formats", "nf4-dq")
     assert "unknown runtime 'tgi'" in rejected("--for", "tgi")

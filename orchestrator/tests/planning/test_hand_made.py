@@ -66,6 +66,6 @@ def test_pinned_matrices_keep_their_format_and_rank(tables: Tables, sizes: Sizes
     problem = at(tables, sizes, 10**9)
     table = next(item.name for item in problem.items if item.role == "embedding")
     block = next(item.name for item in problem.items if item.layer is not None)
-    plan = hand_made(problem.pinned({table: ("int4-g64", None), block: ("int3-g64", 2)}), tables)
-    assert plan.precision[table] == "int4-g64"
-    assert (plan.precision[block], plan.ranks[block]) == ("int3-g64", 2)
+    plan = hand_made(problem.pinned({table: ("int4-g64-dq", None), block: ("int3-g64-dq", 2)}), tables)
+    assert plan.precision[table] == "int4-g64-dq"
+    assert (plan.precision[block], plan.ranks[block]) == ("int3-g64-dq", 2)

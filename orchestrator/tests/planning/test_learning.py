@@ -23,7 +23,7 @@ from bitrank_adapters import ResidualStart
 from bitrank_planner import Effort, Problem, exact
 
 LOSSES = 5
-CHOICES = Choices(formats=("int2-g64", "int4-g64", "int8"), ranks=(0, 2, 4, 8, 16))
+CHOICES = Choices(formats=("int2-g64-dq", "int4-g64-dq", "int8"), ranks=(0, 2, 4, 8, 16))
 
 
 @pytest.fixture(scope="module")

@@ -27,12 +27,12 @@ def test_pins_are_in_every_problem_that_is_calibrated(
 
     monkeypatch.setattr(module, "calibrate_costs", calibrate)
     name = next(m.name for m in tables.matrices if m.layer == 0)
-    request = PlanRequest("9bits", choices=CHOICES, pins={name: ("int6-g64", 4)})
+    request = PlanRequest("9bits", choices=CHOICES, pins={name: ("int6-g64-dq", 4)})
     result = make_plan(spec, request)
     assert len(calibrated) == 2
     for problem in (*calibrated, result.problem):
-        assert {(o.format, o.rank) for o in problem.item(name).options} == {("int6-g64", 4)}
-    assert (result.plan.precision[name], result.plan.ranks[name]) == ("int6-g64", 4)
+        assert {(o.format, o.rank) for o in problem.item(name).options} == {("int6-g64-dq", 4)}
+    assert (result.plan.precision[name], result.plan.ranks[name]) == ("int6-g64-dq", 4)
 
 
 def test_both_costs_are_calibrated_and_differ(

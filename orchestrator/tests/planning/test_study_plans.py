@@ -28,7 +28,7 @@ def test_saved_plan_is_reused_only_for_the_same_settings(
 ) -> None:
     path = tmp_path / "toy_sentences" / "exact-3bits.json"
     path.parent.mkdir()
-    spec = make_spec(SMOKE, "B-FP", "toy_sentences", made_with)
+    spec = study_plans._planning_spec(SMOKE, "toy_sentences", made_with)
     made_for = study_plans._made_for(spec, STUDY, "exact", "3bits")
     path.write_text(json.dumps({"precision": {}, "ranks": {}, "made_for": made_for}))
 

@@ -20,14 +20,14 @@ LAPTOP = {
     "Joint-1 movie_sentences s0": "4675abe6e090",
     "Joint-2 movie_sentences s0": "0440b0659e3f",
     "Joint-3 movie_sentences s0": "f4d34429d331",
-    "Plan-Q4 movie_sentences s0": "a11887e8ca81",
+    "Plan-Q4 movie_sentences s0": "f69545c982e6",
     "B-FP wiki_articles s0": "ca3c3612252d",
     "B-Q4 wiki_articles s0": "c07e9a50e467",
     "B-Ada wiki_articles s0": "8b324c270d1e",
     "Joint-1 wiki_articles s0": "4492074440d0",
     "Joint-2 wiki_articles s0": "5902ff2b37bc",
     "Joint-3 wiki_articles s0": "46067b41151d",
-    "Plan-Q4 wiki_articles s0": "9f1ddcd89670",
+    "Plan-Q4 wiki_articles s0": "e6052c4e6a90",
 }
 
 

@@ -55,7 +55,7 @@ def test_runs_that_differ_in_seed_or_training_share_a_plan() -> None:
         {"model": "tiny-gpt2"},
         {"max_length": 16},
         {"init": "default"},
-        {"quantizer": "search"},
+        {"quantizer": "rtn"},
         {"dtype": "fp32"},
     ],
 )

@@ -63,8 +63,9 @@ def test_the_dialogue_profile_is_instructions_of_two_sets_in_three_seeds() -> No
 
 def test_only_the_config_differs_between_arms() -> None:
     specs = matrix(LAPTOP, list(DEFAULT_CONFIGS), ["movie_sentences"], [0], {})
-    assert all(spec.init == "lq-lora" for spec in specs if spec.plan_request)  # part of a planned arm
-    stripped = {str({**vars(spec), "config": "", "arm": {}, "init": ""}) for spec in specs}
+    planned = [spec for spec in specs if spec.plan_request]
+    assert all((spec.init, spec.quantizer) == ("lq-lora", "search") for spec in planned)  # parts of the arm
+    stripped = {str({**vars(spec), "config": "", "arm": {}, "init": "", "quantizer": ""}) for spec in specs}
     assert len(stripped) == 1
 
 

@@ -72,7 +72,7 @@ def _pins(texts: list[str]) -> dict[str, tuple[str | None, int | None]]:
         fmt, _, rank = choice.partition(":")
         if not equals or not part or (rank and not rank.isdecimal()) or not (fmt or rank):
             raise UserError(
-                f"expected a pin like down_proj=int4-g64:16, down_proj=int8 or down_proj=:16, got {text!r}"
+                f"expected a pin like down_proj=int4-g64-dq:16, down_proj=int8 or down_proj=:16, got {text!r}"
             )
         pins[part] = (fmt or None, int(rank) if rank else None)
     return pins

@@ -96,7 +96,7 @@ class PlanFile:
     ] = field(default_factory=dict)
     init: Annotated[Text, one_of(INITS), About("default of the run's field `init`")] = "default"
     quantizer: Annotated[
-        Text, OneOf(_quantizers, always=("rtn",)), About("default of the run's field `quantizer`")
+        Text, OneOf(_quantizers, always=("rtn", "search")), About("default of the run's field `quantizer`")
     ] = "rtn"
     adaptive: Annotated[
         dict[str, Any],

@@ -158,7 +158,7 @@ class RunSpec:
     ] = "auto"
     quantizer: Annotated[
         Text,
-        OneOf(quantizer_names, always=("rtn",)),
+        OneOf(quantizer_names, always=("rtn", "search")),
         About(
             "chooses codes and scales of low-bit matrices. All but rounding (rtn) reduce the error at the "
             "inputs of each layer, gathered from training data once per model and task"
