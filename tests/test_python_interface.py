@@ -91,6 +91,8 @@ def test_plan_is_plain_data_and_equals_that_of_the_command_line(planned, tmp_pat
         *arguments,
         "--init",
         "default",
+        "--quantizer",
+        "rtn",
         "--json",
         "--store",
         str(tmp_path),

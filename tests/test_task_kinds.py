@@ -278,6 +278,7 @@ REGISTRIES = {
     "bitrank/run/text_scores.py",
     "bitrank/spec/task_kinds.py",
     "bitrank_analysis/metrics.py",
+    "bitrank_analysis/published.py",
     "bitrank_data/__init__.py",
     "bitrank_data/kinds.py",
     "bitrank_data/question_answering.py",

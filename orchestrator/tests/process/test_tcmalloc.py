@@ -141,6 +141,8 @@ def test_import_memory_is_measured_separately_for_each_allocator(
 
 _PLAN = [
     "plan",
+    "--quantizer",  # others gather moments in a process of their own
+    "rtn",
     "--task",
     "toy_sentences",
     "--model",

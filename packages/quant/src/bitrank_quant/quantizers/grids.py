@@ -319,7 +319,9 @@ def grid_of(fmt: Format) -> Grid:
         return RowGrid(fmt)
     if isinstance(fmt, Symmetric):
         return SymmetricGrid(fmt)
-    raise QuantError(f"{fmt} has no codes to choose; a quantizer needs an integer format or a code book")
+    raise QuantError(
+        f"{fmt} has no grid of codes to choose from; give the quantizer rtn, which rounds as the format does"
+    )
 
 
 def nested(fmt: Format) -> bool:

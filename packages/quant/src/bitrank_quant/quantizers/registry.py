@@ -11,9 +11,13 @@ from bitrank_quant.backends.reference import encode_in_parts
 from bitrank_quant.errors import QuantError
 from bitrank_quant.formats.base import Format, Tensors
 from bitrank_quant.formats.float import Float
+from bitrank_quant.formats.float8 import Float8
+from bitrank_quant.formats.noise import Noise
 from bitrank_quant.quantizers.base import InputMoments
 from bitrank_quant.quantizers.gptq import gptq
 from bitrank_quant.quantizers.search import search
+
+_CASTS = (Float, Float8, Noise)  # formats without codes to choose
 
 
 @dataclass(frozen=True)
@@ -64,14 +68,15 @@ def quantize(
 ) -> Tensors:
     """The stored tensors of ``weight_OI`` (O, I) in ``fmt``, on the device of the weights.
 
-    ``fmt.decode(stored, (O, I), dtype)`` is the matrix that they represent. A floating-point format has no
-    codes to choose: every quantizer casts. ``moments`` are those of the inputs of the linear layer.
+    ``fmt.decode(stored, (O, I), dtype)`` is the matrix that they represent. A floating-point format (8 bits
+    too) and a stand-in have no codes to choose: every quantizer casts. ``moments`` are those of the inputs of
+    the linear layer.
 
     Raises :class:`QuantError` for an unknown quantizer, for one that needs moments where there are none, and
     for moments of another width, not finite, or without any factorization.
     """
     chosen = find_quantizer(quantizer)
-    if isinstance(fmt, Float):
+    if isinstance(fmt, _CASTS):
         return encode_in_parts(fmt, weight_OI)
     if moments is None and chosen.needs_moments:
         optional = [name for name, one in QUANTIZERS.items() if not one.needs_moments]
