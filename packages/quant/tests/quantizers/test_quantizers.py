@@ -245,15 +245,17 @@ def test_an_unknown_quantizer_lists_all() -> None:
 
 
 def test_search_of_a_format_without_codes_is_refused() -> None:
-    with pytest.raises(QuantError, match="bf16 has no codes"):
+    with pytest.raises(QuantError, match="bf16 has no grid of codes to choose from; give the quantizer rtn"):
         search(matrix(), parse_format("bf16"))
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
-def test_every_quantizer_casts_to_a_float_format(quantizer: str) -> None:
-    weight_OI = matrix()
-    stored = quantize(weight_OI, parse_format("bf16"), quantizer)
-    assert torch.equal(stored["weight"], weight_OI.bfloat16())
+@pytest.mark.parametrize("text", ["bf16", "fp8", "noise16-int4-g64"])
+def test_every_quantizer_casts_to_a_format_without_codes(quantizer: str, text: str) -> None:
+    weight_OI, fmt = matrix(), parse_format(text)
+    stored, cast = quantize(weight_OI, fmt, quantizer), fmt.encode(weight_OI)
+    assert stored.keys() == cast.keys()
+    assert all(torch.equal(stored[key], cast[key]) for key in cast)
 
 
 def test_gptq_with_the_diagonal_alone_is_search() -> None:
