@@ -113,8 +113,9 @@ def test_a_disk_that_fills_while_a_run_trains_fails_that_run_only_and_it_resumes
     size: str, mount: Mount, tmp_path: Path, straight: dict[str, list[tuple[str, int, float]]]
 ) -> None:
     first = _spec_ids(tmp_path)[0]
-    (tmp_path / "runs" / "work" / first).mkdir(parents=True)
-    place = mount(f"runs/work/{first}", "-t", "tmpfs", "-o", f"size={size}", "none")
+    folder = Path("runs", "work", first)
+    (tmp_path / folder).mkdir(parents=True)
+    place = mount(str(folder), "-t", "tmpfs", "-o", f"size={size}", "none")
     done = bitrank(*TWO, "--jobs", "1", cwd=tmp_path)
     output = done.stdout + done.stderr
     assert done.returncode == 1, output

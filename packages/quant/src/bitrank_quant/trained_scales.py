@@ -184,11 +184,12 @@ def train_scales(model: nn.Module, names: Sequence[str]) -> dict[str, torch.dtyp
     if not scaled:
         raise QuantError("no matrix has scales to train; give a low-bit format such as int4-g64")
     swap_weights(model, scaled)
-    return {
-        f"{name}.quantized.group_scales.{tensor}": layer.quantized._buffers[tensor].dtype  # type: ignore[union-attr]
-        for name, layer in scaled.items()
-        for tensor in layer.quantized.group_scales
-    }
+    dtypes: dict[str, torch.dtype] = {}
+    for name, scaled_layer in scaled.items():
+        weight = scaled_layer.quantized
+        for tensor in weight.group_scales:
+            dtypes[f"{name}.quantized.group_scales.{tensor}"] = weight.get_buffer(tensor).dtype
+    return dtypes
 
 
 @torch.no_grad()
