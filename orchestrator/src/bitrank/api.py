@@ -34,6 +34,7 @@ from bitrank.spec.make_spec import make_spec
 from bitrank.spec.plan_file import check_plan_data, plan_data, read_plan
 from bitrank.spec.plan_file import save_plan as _save_plan
 from bitrank.spec.profiles import find_profile
+from bitrank.spec.rule_interface import AttachOptions
 from bitrank.spec.run_spec import RunSpec
 
 if TYPE_CHECKING:
@@ -241,14 +242,13 @@ def attach(
             "this plan is adaptive (AdaLoRA): give total_steps, the optimizer steps of the training"
         )
     blocks = [m for m in weight_matrices(model) if m.adaptable]
-    adapted, _ = rule.attach(
-        model,
-        rule.assign_ranks(blocks),
-        total_steps=total_steps or 0,
+    options = AttachOptions(
         scale=scale if isinstance(scale, AdapterScale) else AdapterScale(scale, RunSpec.scale_policy),
         heads=_heads(model) if heads is None else heads,
         seed=seed,
+        total_steps=total_steps or 0,
     )
+    adapted, _ = rule.attach(model, rule.assign_ranks(blocks), options)
     return adapted
 
 

@@ -29,6 +29,7 @@ from bitrank.run.plans import make_plans, store_base
 from bitrank.spec.configs import find_config
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
+from bitrank.spec.rule_interface import AttachOptions
 from bitrank.spec.run_spec import RunSpec
 from bitrank_adapters import AdapterScale, adapter_memory, fuse
 from bitrank_planner import exact
@@ -82,14 +83,9 @@ def test_adapter_gradient_and_optimizer_bytes_equal_those_that_training_allocate
     arm = find_config(config)
     plans = make_plans(arm, loaded)
     store_base(spec, loaded, plans.bits, choose_init(spec, plans.ranks), "cpu", torch.float32)
-    model, hook = arm.rank.attach(
-        loaded.model,
-        plans.ranks,
-        total_steps=20,
-        scale=AdapterScale(2.0, "constant"),
-        heads=loaded.trained_modules,
-        seed=0,
-    )
+    scale = AdapterScale(2.0, "constant")
+    options = AttachOptions(scale, loaded.trained_modules, seed=0, total_steps=20)
+    model, hook = arm.rank.attach(loaded.model, plans.ranks, options)
     fuse(model, decoder)
     optimizers: list[torch.optim.Optimizer] = []
     gradients: list[int] = []

@@ -19,6 +19,7 @@ from bitrank.run.plans import make_plans, store_base
 from bitrank.spec.configs import find_config
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
+from bitrank.spec.rule_interface import AttachOptions
 from bitrank.spec.run_spec import RunSpec
 from bitrank_adapters import AdapterScale, adapter_memory
 from bitrank_quant import (
@@ -131,14 +132,9 @@ def test_computed_base_bytes_equal_those_of_the_built_model(task: str, config: s
     arm = find_config(config, None)
     plans = make_plans(arm, loaded)
     store_base(spec, loaded, plans.bits, choose_init(spec, plans.ranks), "cpu", torch.float32)
-    model, _ = arm.rank.attach(
-        loaded.model,
-        plans.ranks,
-        total_steps=10,
-        scale=AdapterScale(2.0, "constant"),
-        heads=loaded.trained_modules,
-        seed=0,
-    )
+    scale = AdapterScale(2.0, "constant")
+    options = AttachOptions(scale, loaded.trained_modules, seed=0, total_steps=10)
+    model, _ = arm.rank.attach(loaded.model, plans.ranks, options)
     empty_model = unplanned_model(spec, 2, Compute("cpu", "fp32", threads=None)).model
     options = {"quant_backend": backend, "device": "cpu", "dtype": torch.float32}
     assert base_bytes(empty_model, plans.bits, weight_matrices(empty_model), **options) == stored_bytes(

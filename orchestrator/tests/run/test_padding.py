@@ -25,6 +25,7 @@ from bitrank.run.train_run import execute
 from bitrank.spec.configs import find_config
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import PROFILES
+from bitrank.spec.rule_interface import AttachOptions
 from bitrank.spec.run_spec import RunSpec
 from bitrank_adapters import AdapterScale
 from bitrank_trainer import ALONE, OBJECTIVES, evaluate
@@ -147,13 +148,8 @@ def built(spec: RunSpec, data: RunData) -> Any:
     config = find_config(spec.config)
     plans = make_plans(config, loaded)
     store_base(spec, loaded, plans.bits, choose_init(spec, plans.ranks), "cpu", torch.float32)
-    options: dict[str, Any] = {
-        "total_steps": 2,
-        "scale": AdapterScale(),
-        "heads": loaded.trained_modules,
-        "seed": 0,
-    }
-    model, _ = config.rank.attach(loaded.model, plans.ranks, **options)
+    options = AttachOptions(AdapterScale(), loaded.trained_modules, seed=0, total_steps=2)
+    model, _ = config.rank.attach(loaded.model, plans.ranks, options)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and parameter.ndim > 1:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from bitrank.run.adapter_init import fisher_weights
 from bitrank.run.record import Record
 from bitrank.run.train_run import execute
-from bitrank.sensitivity.measure import is_measured, tables_place
+from bitrank.sensitivity.measure import is_measured, measure, tables_place
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import RunSpec, write_spec
@@ -55,3 +57,16 @@ def test_damaged_tables_do_not_count_as_measured(tmp_path: Path, monkeypatch: py
     place.mkdir(parents=True)
     (place / "tables.safetensors").write_bytes(b"half of a")
     assert not is_measured(spec_of(0))
+
+
+def test_fisher_weights_are_measured_by_rounding_and_equal_those_of_every_quantizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BITRANK_CACHE", str(tmp_path))
+    found = fisher_weights(spec_of(0, quantizer="gptq"))
+    assert is_measured(spec_of(0)) and not is_measured(spec_of(0, quantizer="gptq"))
+    planned = measure(spec_of(0, quantizer="search")).moments
+    assert found.keys() == planned.keys()
+    for name, (row_O, column_I) in found.items():
+        assert torch.equal(row_O, planned[name].row_O)
+        assert torch.equal(column_I, planned[name].column_I)

@@ -12,6 +12,7 @@ from bitrank.spec.make_spec import make_spec
 from bitrank.spec.named_rank_rules import RANK_RULES
 from bitrank.spec.plan_file import save_plan, valid_plan
 from bitrank.spec.profiles import PROFILES
+from bitrank.spec.rule_interface import AttachOptions
 from bitrank.spec.tiny_models import TINY
 from bitrank_adapters import AdapterScale, adapted
 from bitrank_quant import block_matrices, weight_matrices
@@ -247,7 +248,7 @@ def test_placement_trains_and_loads_in_stock_peft(tmp_path, name: str) -> None:
     rule = RANK_RULES["ffn-only"].make(4)
     heads = ["classifier"] if name == "tiny-bert" else []
     ranks = rule.assign_ranks(blocks)
-    _, hook = rule.attach(model, ranks, total_steps=1, scale=AdapterScale(), heads=heads, seed=0)
+    _, hook = rule.attach(model, ranks, AttachOptions(AdapterScale(), heads, seed=0, total_steps=1))
     assert hook.ranks() == {m.name: 4 for m in blocks if m.role == "ffn"}
     hook.save(tmp_path)
     stock = PeftModel.from_pretrained(TINY[name](), tmp_path)
@@ -258,7 +259,7 @@ def test_rank_rule_trains_high_and_saves_the_numbers_of_its_rank(tmp_path) -> No
     model, rule = TINY["tiny-llama"](), RANK_RULES["train-then-reduce"].make(4)
     ranks = rule.assign_ranks(block_matrices(model))
     assert set(ranks.values()) == {16}
-    _, hook = rule.attach(model, ranks, total_steps=3, scale=AdapterScale(), heads=[], seed=0)
+    _, hook = rule.attach(model, ranks, AttachOptions(AdapterScale(), [], seed=0, total_steps=3))
     for layer in model.modules():  # B starts at zero, and a product of zero has no directions
         if hasattr(layer, "lora_B"):
             layer.lora_B["default"].weight.data.normal_(0, 0.1)

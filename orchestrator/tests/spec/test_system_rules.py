@@ -16,6 +16,7 @@ from bitrank.spec.inits import INITS
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import PROFILES
 from bitrank.spec.pruned_rules import DynamicRank, LearnedScaleRank, ReducedRank
+from bitrank.spec.rule_interface import AttachOptions
 from bitrank.spec.system_rules import DecomposedRank, LearnedStepRank, PooledRank, ScalesOnly
 from bitrank.spec.tiny_models import TINY
 from bitrank_adapters import (
@@ -111,7 +112,7 @@ def test_accepted_starts_give_an_adapted_model_that_computes(name: str) -> None:
             formats = arm.precision.assign_formats([m for m in weight_matrices(model) if m.tied_to is None])
             apply_precision(model, formats, compute_dtype=torch.float32)
         scale = AdapterScale()
-        adapted = arm.rank.attach(model, ranks, total_steps=40, scale=scale, heads=[], seed=0)
+        adapted = arm.rank.attach(model, ranks, AttachOptions(scale, [], seed=0, total_steps=40))
         start.write(adapted.model)
         assert torch.isfinite(adapted.model(**inputs).logits).all()
 
@@ -172,7 +173,7 @@ def test_trained_and_stored_numbers_are_those_of_the_model(rule, tmp_path) -> No
     model = TINY["tiny-llama"]()
     blocks = block_matrices(model)
     ranks = rule.assign_ranks(blocks)
-    attached = rule.attach(model, ranks, total_steps=40, scale=AdapterScale(), heads=[], seed=0)
+    attached = rule.attach(model, ranks, AttachOptions(AdapterScale(), [], seed=0, total_steps=40))
     trained = sum(p.numel() for p in attached.model.parameters() if p.requires_grad)
     values = sum(ranks.values()) if rule.triplets else 0
     assert trained == values + sum(rule.trained_numbers(m.shape, ranks[m.name]) for m in blocks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 
 import numpy as np
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from bitrank.process.compute import scale_of
 from bitrank.process.lifetime import exit_with_parent
 from bitrank.run.measured_apart import measured_apart
-from bitrank.run.quantizers import stored_moments
+from bitrank.run.quantizers import ROUNDING, stored_moments
 from bitrank.sensitivity.measure import is_measured, measure
 from bitrank.sensitivity.start_data import StartData, gather_start_data, start_data_place
 from bitrank.spec.run_spec import RunSpec
@@ -147,8 +147,11 @@ def fisher_weights(spec: RunSpec) -> Weights:
     """{matrix: (row_O, column_I)} for the model and task of ``spec``, measured once and cached.
 
     The measurement loads the whole model in 16 bits. It runs in a separate process, so that the peak memory
-    of the run does not include it.
+    of the run does not include it. The weights are of the unquantized model: where no plan has measured with
+    the run's quantizer, rounding is measured, the fastest one.
     """
+    if not is_measured(spec):
+        spec = replace(spec, quantizer=ROUNDING)
     if is_measured(spec):
         return {name: (moments.row_O, moments.column_I) for name, moments in measure(spec).moments.items()}
     with ProcessPoolExecutor(1, get_context("spawn"), initializer=exit_with_parent) as pool:

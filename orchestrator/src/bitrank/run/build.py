@@ -26,6 +26,7 @@ from bitrank.run.quantizers import encoder
 from bitrank.run.record import Record
 from bitrank.spec.adapter_hook import AdapterHook
 from bitrank.spec.configs import Config
+from bitrank.spec.rule_interface import AttachOptions
 from bitrank.spec.run_spec import RunSpec
 
 
@@ -128,6 +129,4 @@ def attach_adapters(
 
     The modules in ``heads`` are trained whole. Rank schedules span ``steps`` optimizer steps.
     """
-    return config.rank.attach(
-        model, ranks, total_steps=steps, scale=scale_of(spec), heads=heads, seed=spec.seed
-    )
+    return config.rank.attach(model, ranks, AttachOptions(scale_of(spec), heads, spec.seed, steps))

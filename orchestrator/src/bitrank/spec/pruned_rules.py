@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from bitrank.errors import UserError
-from bitrank.spec.rule_interface import Adapters, Ranks
+from bitrank.spec.rule_interface import Adapters, AttachOptions, Ranks
 from bitrank.spec.rules import Lora
 
 if TYPE_CHECKING:  # the command line reads configs without importing torch
-    from bitrank_adapters import AdapterScale
     from bitrank_quant import WeightMatrix
     from peft import PeftModel
     from torch import nn
@@ -84,23 +83,14 @@ class AdaptiveRank(PrunedRank):
 
     shrink: bool = False
 
-    def attach(
-        self,
-        model: nn.Module,
-        ranks: Ranks,
-        *,
-        total_steps: int,
-        scale: AdapterScale,
-        heads: list[str],
-        seed: int,
-    ) -> Attached:
+    def attach(self, model: nn.Module, ranks: Ranks, options: AttachOptions) -> Attached:
         from bitrank_adapters import AdaLora, AdaLoraRanks, ShrinkingRanks, attach_adalora
 
         from bitrank.spec.adapter_hook import Attached
 
         schedule = AdaLora(self.init_r, self.target_r)
         adapted = attach_adalora(
-            model, list(ranks), schedule, total_steps=total_steps, scale=scale, heads=heads, seed=seed
+            model, list(ranks), schedule, total_steps=options.total_steps, **options.shared
         )
         hook = ShrinkingRanks if self.shrink else AdaLoraRanks
         return Attached(adapted, hook(adapted))
@@ -114,23 +104,14 @@ class DynamicRank(PrunedRank):
     that name.
     """
 
-    def attach(
-        self,
-        model: nn.Module,
-        ranks: Ranks,
-        *,
-        total_steps: int,
-        scale: AdapterScale,
-        heads: list[str],
-        seed: int,
-    ) -> Attached:
+    def attach(self, model: nn.Module, ranks: Ranks, options: AttachOptions) -> Attached:
         from bitrank_adapters import Dynamic, DynamicRanks, attach_dynamic
 
         from bitrank.spec.adapter_hook import Attached
 
         schedule = Dynamic(self.init_r, self.target_r)
         adapted = attach_dynamic(
-            model, list(ranks), schedule, total_steps=total_steps, scale=scale, heads=heads, seed=seed
+            model, list(ranks), schedule, total_steps=options.total_steps, **options.shared
         )
         return Attached(adapted, DynamicRanks(adapted))
 
@@ -154,22 +135,13 @@ class LearnedScaleRank(PrunedRank):
             )
         return None
 
-    def attach(
-        self,
-        model: nn.Module,
-        ranks: Ranks,
-        *,
-        total_steps: int,
-        scale: AdapterScale,
-        heads: list[str],
-        seed: int,
-    ) -> Attached:
+    def attach(self, model: nn.Module, ranks: Ranks, options: AttachOptions) -> Attached:
         from bitrank_adapters import LearnedScaleRanks, LearnedScales, attach_learned_scales
 
         from bitrank.spec.adapter_hook import Attached
 
         schedule = LearnedScales(self.init_r, self.target_r, sparsity=self.sparsity, variation=self.variation)
         adapted = attach_learned_scales(
-            model, list(ranks), schedule, total_steps=total_steps, scale=scale, heads=heads, seed=seed
+            model, list(ranks), schedule, total_steps=options.total_steps, **options.shared
         )
         return Attached(adapted, LearnedScaleRanks(adapted, schedule))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:  # the command line reads configs without importing torch
     from bitrank_adapters import AdapterScale, AdapterStart
@@ -17,6 +18,24 @@ if TYPE_CHECKING:  # the command line reads configs without importing torch
 
 Bits = dict[str, str]
 Ranks = dict[str, int]
+
+
+@dataclass(frozen=True)
+class AttachOptions:
+    """Settings of adapters that are the same for every rank rule.
+
+    ``heads`` are the modules trained in full. Rank schedules span ``total_steps`` optimizer steps.
+    """
+
+    scale: AdapterScale
+    heads: Sequence[str]
+    seed: int
+    total_steps: int
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """The arguments that every function of the adapters package takes."""
+        return {"scale": self.scale, "heads": self.heads, "seed": self.seed}
 
 
 class PrecisionRule(Protocol):
@@ -54,16 +73,7 @@ class RankRule(Protocol):
         ``encode`` is the quantizer of the run; None: it rounds.
         """
 
-    def attach(
-        self,
-        model: nn.Module,
-        ranks: Ranks,
-        *,
-        total_steps: int,
-        scale: AdapterScale,
-        heads: list[str],
-        seed: int,
-    ) -> Attached:
+    def attach(self, model: nn.Module, ranks: Ranks, options: AttachOptions) -> Attached:
         """Add adapters to ``model``; returns it with the hook that the training loop calls."""
 
 

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bitrank.errors import UserError
-from bitrank.spec.rule_interface import Adapters, Bits, Ranks
+from bitrank.spec.rule_interface import Adapters, AttachOptions, Bits, Ranks
 
 if TYPE_CHECKING:  # the command line reads configs without importing torch
-    from bitrank_adapters import AdapterScale
     from bitrank_quant import WeightMatrix
     from peft import PeftModel
     from torch import nn
@@ -133,22 +132,13 @@ class GivenBits:
 class Lora(Adapters):
     """LoRA with fixed ranks."""
 
-    def attach(
-        self,
-        model: nn.Module,
-        ranks: Ranks,
-        *,
-        total_steps: int,
-        scale: AdapterScale,
-        heads: list[str],
-        seed: int,
-    ) -> Attached:
+    def attach(self, model: nn.Module, ranks: Ranks, options: AttachOptions) -> Attached:
         from bitrank_adapters import attach_lora
 
         from bitrank.spec.adapter_hook import Attached
 
-        adapted = attach_lora(model, ranks, scale=scale, heads=heads, seed=seed)
-        return Attached(adapted, self._hook(adapted, total_steps))
+        adapted = attach_lora(model, ranks, **options.shared)
+        return Attached(adapted, self._hook(adapted, options.total_steps))
 
     def _hook(self, adapted: PeftModel, total_steps: int) -> AdapterHook:
         from bitrank_adapters import FixedRanks

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from bitrank.errors import UserError
-from bitrank.spec.rule_interface import Adapters, Bits, Ranks
+from bitrank.spec.rule_interface import Adapters, AttachOptions, Bits, Ranks
 from bitrank.spec.rules import SIXTEEN, FixedRank
 
 if TYPE_CHECKING:  # the command line reads configs without importing torch
-    from bitrank_adapters import AdapterScale, AdapterStart, Codes
+    from bitrank_adapters import AdapterStart, Codes
     from bitrank_quant import Affine, WeightMatrix
     from torch import Tensor, nn
 
@@ -31,21 +31,12 @@ class DecomposedRank(FixedRank):
     def trained_numbers(self, shape: Sequence[int], rank: int) -> int:
         return rank * sum(shape) + shape[0] if rank else 0
 
-    def attach(
-        self,
-        model: nn.Module,
-        ranks: Ranks,
-        *,
-        total_steps: int,
-        scale: AdapterScale,
-        heads: list[str],
-        seed: int,
-    ) -> Attached:
+    def attach(self, model: nn.Module, ranks: Ranks, options: AttachOptions) -> Attached:
         from bitrank_adapters import FixedRanks, attach_weight_decomposed
 
         from bitrank.spec.adapter_hook import Attached
 
-        adapted = attach_weight_decomposed(model, ranks, scale=scale, heads=heads, seed=seed)
+        adapted = attach_weight_decomposed(model, ranks, **options.shared)
         return Attached(adapted, FixedRanks(adapted))
 
 
@@ -85,21 +76,12 @@ class PooledRank(FixedRank):
     def stored_numbers(self, shape: Sequence[int], rank: int) -> int:
         return rank * sum(shape)
 
-    def attach(
-        self,
-        model: nn.Module,
-        ranks: Ranks,
-        *,
-        total_steps: int,
-        scale: AdapterScale,
-        heads: list[str],
-        seed: int,
-    ) -> Attached:
+    def attach(self, model: nn.Module, ranks: Ranks, options: AttachOptions) -> Attached:
         from bitrank_adapters import PooledRanks, attach_pooled
 
         from bitrank.spec.adapter_hook import Attached
 
-        adapted = attach_pooled(model, ranks, self.group, scale=scale, heads=heads, seed=seed)
+        adapted = attach_pooled(model, ranks, self.group, **options.shared)
         return Attached(adapted, PooledRanks(adapted))
 
 
@@ -144,22 +126,13 @@ class ScalesOnly(Adapters):
     def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
         return {m.name: 0 for m in blocks}
 
-    def attach(
-        self,
-        model: nn.Module,
-        ranks: Ranks,
-        *,
-        total_steps: int,
-        scale: AdapterScale,
-        heads: list[str],
-        seed: int,
-    ) -> Attached:
+    def attach(self, model: nn.Module, ranks: Ranks, options: AttachOptions) -> Attached:
         from bitrank_adapters import TrainedScales, attach_frozen
         from bitrank_quant import train_scales
 
         from bitrank.spec.adapter_hook import Attached
 
-        adapted = attach_frozen(model, scale=scale, heads=heads, seed=seed)
+        adapted = attach_frozen(model, **options.shared)
         return Attached(adapted, TrainedScales(adapted, train_scales(model, list(ranks))))
 
 
@@ -210,16 +183,7 @@ class LearnedStepRank(FixedRank):
     def stored_numbers(self, shape: Sequence[int], rank: int) -> int:
         return 0
 
-    def attach(
-        self,
-        model: nn.Module,
-        ranks: Ranks,
-        *,
-        total_steps: int,
-        scale: AdapterScale,
-        heads: list[str],
-        seed: int,
-    ) -> Attached:
+    def attach(self, model: nn.Module, ranks: Ranks, options: AttachOptions) -> Attached:
         from bitrank_adapters import LearnedSteps, attach_learned_steps
         from bitrank_quant import QuantWeight, save_layers, with_weight
 
@@ -233,7 +197,7 @@ class LearnedStepRank(FixedRank):
             weight = QuantWeight.of(tensors, fmt, before.shape, before.compute_dtype)
             return with_weight(weight, {"": layer})[""]
 
-        adapted = attach_learned_steps(model, ranks, fmt.bits, fmt.block, scale=scale, heads=heads, seed=seed)
+        adapted = attach_learned_steps(model, ranks, fmt.bits, fmt.block, **options.shared)
         return Attached(adapted, LearnedSteps(adapted, store, save_layers))
 
     def _affine(self) -> Affine:

@@ -108,7 +108,7 @@ def _errors(
         # The gradients of a tied head span the vocabulary and are not kept: it adds its Fisher part.
         output = sample.output_error(looked_up) + 0.5 * sum(head)
         return FormatErrors(nbytes, plain, by_input, 0.5 * sum((table, *head)), output, torch.zeros(0))
-    stored = stored_in(module, fmt, quantizer, InputMoments(sample.inputs.mean_II))
+    stored = stored_in(module, fmt, quantizer, sample.quantizer_inputs)
     plain, by_input, squares = _weighted_squares(weight_OI, stored, moments)
     delta_OI = stored.decode().float().sub_(weight_OI)
     return FormatErrors(

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bitrank_quant.quantizers import InputMoments
+
 TOKENS = 4096  # positions of a layer that are kept, at most, spread over the batches
 NUMBERS = 2**25  # inputs and gradients kept of one layer outside the blocks, such as a head over a vocabulary
 _PART = 512  # positions multiplied at once
@@ -94,6 +96,11 @@ class LayerSample:
     units: float
     inputs: InputSums
     gradient_OI: Tensor
+
+    @cached_property
+    def quantizer_inputs(self) -> InputMoments:
+        """The second moments of the inputs for a quantizer, checked once for all formats."""
+        return InputMoments(self.inputs.mean_II)
 
     def output_error(self, delta_OI: Tensor) -> float:
         """The score of ``delta_OI`` in nats."""
