@@ -260,10 +260,8 @@ def test_two_processes_that_compile_at_once_both_get_the_kernels(tmp_path: Path)
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
     output = [process.communicate(timeout=300)[0] for process in both]
     assert [text.startswith("compiled kernels") for text in output] == [True, True]
-    assert sorted(path.name.partition("-")[0] for path in (tmp_path / "kernels").glob("*.so")) == [
-        "decode",
-        "rows",
-    ]
+    libraries = {path.name.partition("-")[0] for path in (tmp_path / "kernels").glob("*.so")}
+    assert libraries == {"decode", "quantize", "rows"}
 
 
 @pytest.mark.parametrize("damage", ["library", "digest"])

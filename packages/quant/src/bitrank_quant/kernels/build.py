@@ -51,6 +51,7 @@ class Source:
 DECODE = Source("decode", "codes.h", ("-ffp-contract=off",))
 # -Wno-psabi: vectors wider than the CPU's registers never cross a call, since everything is inlined.
 ROWS = Source("rows", "vectors.h", ("-ffp-contract=fast", "-Wno-psabi"))
+QUANTIZE = Source("quantize", "vectors.h", ("-ffp-contract=off", "-Wno-psabi"))
 
 
 class BuildError(Exception):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from bitrank_quant.kernels import built_kernels, rows, switched_off
+from bitrank_quant.kernels import built_kernels, quantize, rows, switched_off
 
 
 def kernels_status() -> str:
-    """One sentence: the code that decodes low-bit weights and runs row passes on this CPU, and why.
+    """One sentence: the code that decodes weights, runs row passes and chooses codes on this CPU, and why.
 
     Compiles the kernels if necessary.
     """
@@ -20,6 +20,9 @@ def kernels_status() -> str:
         if built.openmp
         else "on one thread: torch has no libgomp that this compiler can use"
     )
-    why = rows.missing()
-    between = "passes over rows as well" if why is None else f"passes over rows are plain torch's: {why}"
-    return f"compiled kernels ({built.compiler}) decode low-bit weights, {threads}; {between}"
+    others = {"computation between products": rows.missing(), "the choice of codes": quantize.missing()}
+    compiled = [name for name, why in others.items() if why is None]
+    absent = [f"{name} is plain torch's: {why}" for name, why in others.items() if why is not None]
+    more = [f"compiled as well: {' and '.join(compiled)}"] if compiled else []
+    rest = "; ".join([*more, *absent])
+    return f"compiled kernels ({built.compiler}) decode low-bit weights, {threads}; {rest}"

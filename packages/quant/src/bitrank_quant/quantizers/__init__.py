@@ -2,7 +2,8 @@
 form."""
 
 from bitrank_quant.quantizers.base import InputMoments
-from bitrank_quant.quantizers.grids import Grid, grid_of
+from bitrank_quant.quantizers.grid import Grid
+from bitrank_quant.quantizers.grids import grid_of
 from bitrank_quant.quantizers.registry import QUANTIZERS, Quantizer, find_quantizer, quantize
 
 __all__ = ["QUANTIZERS", "Grid", "InputMoments", "Quantizer", "find_quantizer", "grid_of", "quantize"]

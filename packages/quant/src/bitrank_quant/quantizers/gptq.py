@@ -19,15 +19,16 @@ from torch import Tensor
 
 from bitrank_quant.errors import QuantError
 from bitrank_quant.formats.base import Format, Tensors
+from bitrank_quant.kernels.quantize import feedback_, serves
 from bitrank_quant.quantizers.base import InputMoments, column_weights, grouped
-from bitrank_quant.quantizers.grids import Grid, Scales, grid_of, nested
+from bitrank_quant.quantizers.grid import Grid, Scales
+from bitrank_quant.quantizers.grids import grid_of, nested
 from bitrank_quant.quantizers.refine import Refinement
 from bitrank_quant.quantizers.search import fit_scales, rows_at_once, search, settle, split_scales
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to the diagonal
 _TRIES = 6  # each with ten times the damping of the one before
 REFINEMENTS = 2  # rounds: the second lowers the error by about 2 %, a third by 1 %
-_PANEL = 128  # about so many columns are fixed before the rest of the matrix is updated
 
 
 def gptq(
@@ -122,23 +123,33 @@ def error_feedback(
     """
     weight_OI = weight_OI.clone()
     columns, width = weight_OI.shape[1], weight_GB.shape[1]
-    # Whole groups make a panel, so that a group's weights have all errors before them when it is fitted.
-    panel = columns if width >= columns else width * max(1, _PANEL // width)
     codes, scales = [], list[Scales]()
-    for first in range(0, columns, panel):
-        last = min(first + panel, columns)
-        errors_OP = torch.zeros_like(weight_OI[:, first:last])
-        for column in range(first, last):
-            if column % width == 0:
-                group = column // width
-                weights_OB = weight_OI[:, column : column + width]
-                fitted = fit_scales(grid, weights_OB, weight_GB[group]) if given_OG is None else None
-                scales.append(fitted or tuple(one[:, group] for one in given_OG or ()))
-            code_O1 = grid.quantize(weight_OI[:, column, None], scales[-1])
-            error_O = weight_OI[:, column] - grid.decode(code_O1, scales[-1])[:, 0]
-            error_O /= upper_II[column, column]
-            errors_OP[:, column - first] = error_O
-            weight_OI[:, column + 1 : last] -= error_O[:, None] * upper_II[column, column + 1 : last]
-            codes.append(code_O1)
-        weight_OI[:, last:] -= errors_OP @ upper_II[first:last, last:]
+    # The rest of the matrix changes after each whole group, so a group has all errors before it when its
+    # scales are fitted.
+    for group, start in enumerate(range(0, columns, width)):
+        here, later = slice(start, start + width), slice(start + width, columns)
+        fitted = fit_scales(grid, weight_OI[:, here], weight_GB[group]) if given_OG is None else None
+        scales.append(fitted or tuple(one[:, group] for one in given_OG or ()))
+        code_OB, error_OB = _one_group(grid, weight_OI[:, here], upper_II[here, here], scales[-1])
+        codes.append(code_OB)
+        weight_OI[:, later] -= error_OB @ upper_II[here, later]
     return torch.cat(codes, dim=1), tuple(torch.stack(one, dim=1) for one in zip(*scales, strict=True))
+
+
+def _one_group(grid: Grid, weight_OB: Tensor, upper_BB: Tensor, scales_O: Scales) -> tuple[Tensor, Tensor]:
+    """The codes (O, B) of a group's columns, and the errors (O, B) that later groups compensate.
+
+    ``weight_OB`` changes in place.
+    """
+    if serves(weight_OB, upper_BB, *scales_O):
+        found_OB, error_OB = feedback_(weight_OB, upper_BB, scales_O, grid.points)
+        return grid.codes(found_OB), error_OB
+    codes, errors = [], []
+    for column in range(weight_OB.shape[1]):
+        code_O1 = grid.quantize(weight_OB[:, column, None], scales_O)
+        error_O = weight_OB[:, column] - grid.decode(code_O1, scales_O)[:, 0]
+        error_O /= upper_BB[column, column]
+        weight_OB[:, column + 1 :] -= error_O[:, None] * upper_BB[column, column + 1 :]
+        codes.append(code_O1)
+        errors.append(error_O)
+    return torch.cat(codes, dim=1), torch.stack(errors, dim=1)

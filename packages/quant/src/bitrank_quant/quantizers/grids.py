@@ -1,16 +1,8 @@
-"""The grid of a group of weights: the values that its codes can take, for given scales.
-
-A quantizer sees every format through these few functions, so that one search and one error feedback serve all
-of them. A group is the columns of a row that share scales: ``block`` columns, or the whole row for ``int8``.
-Scales are rounded to the type in which the format stores them before codes are chosen.
-
-Shapes: weights and codes (..., B), scales (...), column weights (B,) or with the same groups, (G, B).
-"""
+"""The grids of the formats: see :mod:`~bitrank_quant.quantizers.grid`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,58 +18,9 @@ from bitrank_quant.formats.codebook import (
     nearest_values,
 )
 from bitrank_quant.formats.integer import Affine, Int8Row, Symmetric
+from bitrank_quant.kernels.quantize import Points
 from bitrank_quant.packing import pack_bits
-
-TINY = torch.finfo(torch.float32).tiny
-Scales = tuple[Tensor, ...]  # one tensor per stored scale of a group
-
-
-class Grid(Protocol):
-    """The part of a format that a quantizer needs. Everything is fp32 except codes."""
-
-    @property
-    def block(self) -> int | None:
-        """Columns of a group; None: the whole row."""
-
-    def ranges(self, weights: Tensor) -> tuple[Tensor, ...]:
-        """The ends of each group's range, (...) each, for :meth:`fit`."""
-
-    def fit(self, ranges: tuple[Tensor, ...], shrink: float | Tensor) -> Scales:
-        """Scales for ``shrink`` (at most 1) of each group's range; weights outside are clipped. A tensor of
-        shrinks is broadcast with the ranges."""
-
-    def refit(self, weights: Tensor, codes: Tensor, column_weights: Tensor, full: Scales) -> Scales:
-        """Scales with the least weighted squared error for given codes; those of the ``full`` range for a
-        group whose codes leave its scale open."""
-
-    def quantize(self, weights: Tensor, scales: Scales) -> Tensor:
-        """The codes of the nearest values."""
-
-    def nearest(self, weights: Tensor, scales: Scales) -> Tensor:
-        """The nearest values: ``decode(quantize(weights, scales), scales)``, bit by bit, without codes."""
-
-    def decode(self, codes: Tensor, scales: Scales) -> Tensor:
-        """The values of codes: Σ_k scales_k · basis_k."""
-
-    def basis(self, codes: Tensor) -> tuple[Tensor, ...]:
-        """The factors (..., B) of the scales in the values of codes."""
-
-    def rounded(self, scale: Tensor, number: int) -> Tensor:
-        """``scale``, which is number ``number`` of a group's scales, as the format stores it."""
-
-    def store(self, scales_OG: Scales) -> Tensors:
-        """The stored tensors of the scales of a whole matrix."""
-
-    def read(self, stored: Tensors, rows: int) -> Scales:
-        """The scales (O, G) that decoding uses."""
-
-    def pack(self, codes_OI: Tensor) -> Tensor:
-        """The stored tensor of the codes of whole groups."""
-
-
-def weighted(values: Tensor, column_weights: Tensor) -> Tensor:
-    """Σ_b column_weights_b · values_b: (..., B) → (...)."""
-    return (values * column_weights).sum(-1)
+from bitrank_quant.quantizers.grid import TINY, Grid, Scales, weighted
 
 
 @dataclass(frozen=True)
@@ -113,8 +56,15 @@ class AffineGrid:
         scale = self._rounded_scale(torch.where(spread > 0, slope, full[0]))
         return scale, (mean - scale * mean_code).to(torch.bfloat16).float()
 
+    @property
+    def points(self) -> Points:
+        return Points(0, self._top)
+
+    def codes(self, found: Tensor) -> Tensor:
+        return found.to(torch.uint8)
+
     def quantize(self, weights: Tensor, scales: Scales) -> Tensor:
-        return self._steps(weights, scales).to(torch.uint8)
+        return self.codes(self._steps(weights, scales))
 
     def nearest(self, weights: Tensor, scales: Scales) -> Tensor:
         scale, minimum = scales
@@ -181,6 +131,14 @@ class CodebookGrid:
         scale = weighted(values * weights, column_weights) / size.clamp_min(TINY)
         return (torch.where(size > 0, scale, full[0]).clamp_min(TINY),)
 
+    @property
+    def points(self) -> Points:
+        return Points(book=CODEBOOKS[self.format.name].sort().values)
+
+    def codes(self, found: Tensor) -> Tensor:
+        order = CODEBOOKS[self.format.name].argsort().to(found.device, torch.uint8)
+        return order[found.int()]
+
     def quantize(self, weights: Tensor, scales: Scales) -> Tensor:
         # A nested absmax can be read as zero or below: its offset is that of many groups.
         return nearest(weights / scales[0].clamp_min(TINY)[..., None], self._book(weights))
@@ -229,8 +187,15 @@ class RowGrid:
         scale = weighted(codes * weights, column_weights) / size.clamp_min(TINY)
         return (torch.where(size > 0, scale, full[0]).clamp_min(TINY),)
 
+    @property
+    def points(self) -> Points:
+        return Points(-127, 127)
+
+    def codes(self, found: Tensor) -> Tensor:
+        return found.to(torch.int8)
+
     def quantize(self, weights: Tensor, scales: Scales) -> Tensor:
-        return self._steps(weights, scales).to(torch.int8)
+        return self.codes(self._steps(weights, scales))
 
     def nearest(self, weights: Tensor, scales: Scales) -> Tensor:
         return self._steps(weights, scales).mul_(scales[0][..., None])
@@ -280,8 +245,15 @@ class SymmetricGrid:
         scale = weighted(steps * weights, column_weights) / size.clamp_min(TINY)
         return (self.rounded(torch.where(size > 0, scale, full[0]), 0),)
 
+    @property
+    def points(self) -> Points:
+        return Points(*self.format.value_range)
+
+    def codes(self, found: Tensor) -> Tensor:
+        return (found + self.format.zero).to(torch.uint8)
+
     def quantize(self, weights: Tensor, scales: Scales) -> Tensor:
-        return self._steps(weights, scales).add_(self.format.zero).to(torch.uint8)
+        return self.codes(self._steps(weights, scales))
 
     def nearest(self, weights: Tensor, scales: Scales) -> Tensor:
         return self._steps(weights, scales).mul_(scales[0][..., None])

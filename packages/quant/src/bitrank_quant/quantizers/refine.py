@@ -12,9 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitrank_quant.quantizers.grids import Grid, Scales
+from bitrank_quant.kernels.quantize import descend_, serves
+from bitrank_quant.quantizers.grid import Grid, Scales
 
-_PANEL = 128  # columns whose changes reach the rest of the matrix together
+_PANEL = 128  # about so many columns whose changes reach the rest of the matrix together
 
 
 class Refinement:
@@ -73,19 +74,33 @@ class Refinement:
 
     def descend(self) -> None:
         """Choose the code of each column again, given all others."""
-        columns, diagonal_I = self._values_OI.shape[1], self._moments_II.diagonal()
-        for first in range(0, columns, _PANEL):
-            last = min(first + _PANEL, columns)
-            changes_OP = torch.zeros_like(self._values_OI[:, first:last])
-            panel_OP = self._pull_OI[:, first:last].clone()
-            for column in range(first, last):
-                scales = self._scales(column // self._width)
-                before_O = self._values_OI[:, column]
-                best_O = before_O + panel_OP[:, column - first] / diagonal_I[column]
-                code_O1 = self._grid.quantize(best_O[:, None], scales)
-                change_O = self._grid.decode(code_O1, scales)[:, 0] - before_O
-                self.codes_OI[:, column] = code_O1[:, 0]
-                self._values_OI[:, column] += change_O
-                changes_OP[:, column - first] = change_O
-                panel_OP -= change_O[:, None] * self._moments_II[column, first:last]
-            self._pull_OI -= changes_OP @ self._moments_II[first:last]
+        columns = self._values_OI.shape[1]
+        panel = self._width * max(1, _PANEL // self._width)
+        for first in range(0, columns, panel):
+            here = slice(first, min(first + panel, columns))
+            changes_OP = self._descend_panel(here)
+            self._pull_OI -= changes_OP @ self._moments_II[here]
+
+    def _descend_panel(self, here: slice) -> Tensor:
+        """Choose the codes of the columns ``here``, which are whole groups; returns the changes of values."""
+        values_OP, pull_OP = self._values_OI[:, here], self._pull_OI[:, here].clone()
+        moments_PP = self._moments_II[here, here]
+        groups = slice(here.start // self._width, here.stop // self._width)
+        scales_OG = tuple(one[:, groups] for one in self.scales_OG)
+        if serves(values_OP, pull_OP, moments_PP, *scales_OG):
+            found_OP, changes_OP = descend_(
+                values_OP, pull_OP, moments_PP, scales_OG, self._width, self._grid.points
+            )
+            self.codes_OI[:, here] = self._grid.codes(found_OP)
+            return changes_OP
+        changes_OP = torch.zeros_like(pull_OP)
+        for column in range(pull_OP.shape[1]):
+            scales_O = tuple(one[:, column // self._width] for one in scales_OG)
+            best_O = values_OP[:, column] + pull_OP[:, column] / moments_PP[column, column]
+            code_O1 = self._grid.quantize(best_O[:, None], scales_O)
+            change_O = self._grid.decode(code_O1, scales_O)[:, 0] - values_OP[:, column]
+            self.codes_OI[:, here.start + column] = code_O1[:, 0]
+            values_OP[:, column] += change_O
+            changes_OP[:, column] = change_O
+            pull_OP -= change_O[:, None] * moments_PP[column]
+        return changes_OP

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from bitrank_quant.formats.base import Format, Tensors
+from bitrank_quant.kernels.quantize import errors, serves
 from bitrank_quant.quantizers.base import InputMoments, column_weights, grouped
-from bitrank_quant.quantizers.grids import Grid, Scales, grid_of
+from bitrank_quant.quantizers.grid import Grid, Scales
+from bitrank_quant.quantizers.grids import grid_of
 
 CANDIDATES = 16
 SMALLEST = 0.4  # of the full range: a smaller one clips more than even 2 bits gain
@@ -50,16 +52,29 @@ def fit_scales(grid: Grid, weights: Tensor, column_weights: Tensor) -> Scales:
     steps = [1.0 - (1.0 - SMALLEST) * step / (CANDIDATES - 1) for step in range(CANDIDATES)]
     shrinks = torch.tensor(steps, device=weights.device).view(-1, *[1] * (weights.dim() - 1))
     candidates = grid.fit(ranges, shrinks)
-    errors = [_error(grid, weights, column_weights, scales) for scales in zip(*candidates, strict=True)]
-    best, least = _first_best(candidates, torch.stack(errors))
+    best, least = _first_best(candidates, _errors(grid, weights, column_weights, candidates))
     full = tuple(one[0] for one in candidates)
     for _ in range(_REFITS):
         refitted = grid.refit(weights, grid.quantize(weights, best), column_weights, full)
-        error = _error(grid, weights, column_weights, refitted)
+        (error,) = _errors(grid, weights, column_weights, tuple(one[None] for one in refitted))
         wins = error < least
         best = tuple(torch.where(wins, new, old) for new, old in zip(refitted, best, strict=True))
         least = torch.where(wins, error, least)
     return best
+
+
+def _errors(grid: Grid, weights: Tensor, column_weights: Tensor, candidates: Scales) -> Tensor:
+    """The weighted squared errors of each group with each of the candidate scales (axis C)."""
+    if serves(weights, column_weights, *candidates):
+        # A group of columns alone, (O, B), has no axis of groups.
+        alone = weights.dim() == 2
+        as_groups = weights[:, None] if alone else weights
+        scales_CRG = tuple(one[..., None] if alone else one for one in candidates)
+        made = errors(as_groups, column_weights.expand(as_groups.shape[1:]), scales_CRG, grid.points)
+        return made[..., 0] if alone else made
+    return torch.stack(
+        [_error(grid, weights, column_weights, scales) for scales in zip(*candidates, strict=True)]
+    )
 
 
 def _error(grid: Grid, weights: Tensor, column_weights: Tensor, scales: Scales) -> Tensor:
