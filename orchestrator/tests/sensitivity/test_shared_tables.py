@@ -46,6 +46,25 @@ def test_result_of_a_seed_does_not_depend_on_the_seed_that_measured(
     assert found["first"][0] != found["first"][1]
 
 
+def test_tables_do_not_depend_on_the_number_of_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, before = [], torch.get_num_threads()
+    for threads in (1, 3):
+        monkeypatch.setenv("BITRANK_CACHE", str(tmp_path / str(threads)))
+        torch.set_num_threads(threads)
+        found.append(measure(spec_of(0, quantizer="search")))
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
+    one, three = found
+    assert one.base == three.base
+    for name, by_format in one.errors.items():
+        assert torch.equal(one.moments[name].gradient_K, three.moments[name].gradient_K)
+        for text, errors in by_format.items():
+            assert torch.equal(errors.tail_R, three.errors[name][text].tail_R)
+            assert errors.output == three.errors[name][text].output
+
+
 def test_tables_are_shared_by_seeds_and_not_by_dtypes() -> None:
     assert tables_place(spec_of(0)) == tables_place(spec_of(1))
     assert tables_place(spec_of(0, dtype="fp32")) != tables_place(spec_of(0, dtype="bf16"))

@@ -29,7 +29,7 @@ from bitrank_planner import Plan, Problem, exact
 from bitrank_quant.sensitivity import Divergence
 
 from bitrank.planning.plan_divergence import Added, Bench, kind_of
-from bitrank.sensitivity.calibration import whole_machine
+from bitrank.sensitivity.calibration import one_thread_per_operation
 from bitrank.sensitivity.measure import tables_place
 from bitrank.sensitivity.tables import Tables
 from bitrank.spec.provenance import code_hash
@@ -73,8 +73,8 @@ def calibrate_costs(
 
     def build(folder: Path) -> None:
         started = time.monotonic()
-        with whole_machine():
-            bench = Bench(spec, tables, repairs)
+        with one_thread_per_operation() as workers:
+            bench = Bench(spec, tables, repairs, workers)
             found = [
                 candidate
                 for basis, problem in enumerate(problems)

@@ -22,7 +22,7 @@ from bitrank_trainer import Diverged
 
 from bitrank.errors import UserError
 from bitrank.planning import probe
-from bitrank.sensitivity.calibration import whole_machine
+from bitrank.sensitivity.calibration import one_thread_per_operation
 from bitrank.sensitivity.measure import tables_place
 from bitrank.sensitivity.tables import Tables
 from bitrank.spec.provenance import code_hash
@@ -66,7 +66,7 @@ def probe_once(spec: RunSpec, tables: Tables, precision: dict[str, str], repairs
 
     def build(folder: Path) -> None:
         started = time.monotonic()
-        with whole_machine():
+        with one_thread_per_operation():
             values = _run(spec, tables, precision, repairs)
         data = {"values": {name: value_K.tolist() for name, value_K in values.items()}}
         (folder / _VALUES).write_text(json.dumps({**data, "seconds": time.monotonic() - started}))

@@ -17,6 +17,7 @@ from bitrank_quant.sensitivity import (
     Replay,
     compute_dtype,
     modules_of,
+    side_by_side,
     stored_in,
     weight_of,
 )
@@ -50,17 +51,20 @@ class Bench:
     """The model of ``spec`` on its calibration data, with operations to apply and remove plans.
 
     A plan's matrices are stored beside the model's own: in their formats, or in the dtype of the model's
-    weights if a repair was added.
+    weights if a repair was added. ``workers`` matrices or batches are computed at the same time.
     """
 
-    def __init__(self, spec: RunSpec, tables: Tables, repairs: bool) -> None:
-        self._tables, self._repairs = tables, repairs
+    def __init__(self, spec: RunSpec, tables: Tables, repairs: bool, workers: int = 1) -> None:
+        self._tables, self._repairs, self._workers = tables, repairs, workers
         self._encode = encoder(spec)
         ready = calibration(spec)
         narrow_last_block(ready.model)  # only the model's output is used
         # Every pass runs the whole model, so no block's output is recorded.
-        self.model, self._replay = ready.model, Replay(ready.model, ready.joint, ready.forward, blocks=())
-        self._others = Replay(ready.model, ready.held_out, ready.forward, blocks=())
+        self.model = ready.model
+        self._replay, self._others = (
+            Replay(ready.model, batches, ready.forward, blocks=(), workers=workers)
+            for batches in (ready.joint, ready.held_out)
+        )
         self._kept = {
             m.name: modules_of(ready.model, m.name, ready.matrices)
             for m in ready.matrices
@@ -86,8 +90,13 @@ class Bench:
     def applied(self, precision: Mapping[str, str], ranks: Mapping[str, int]) -> Iterator[None]:
         """Apply formats and repairs to the model while the context is open."""
         try:
-            for name in self._kept:
-                swap_weights(self.model, self._as_planned(name, precision[name], ranks.get(name, 0)))
+            made = side_by_side(
+                lambda name: self._as_planned(name, precision[name], ranks.get(name, 0)),
+                self._kept,
+                self._workers,
+            )
+            for modules in made:
+                swap_weights(self.model, modules)
             yield
         finally:
             self._put_back(self._kept)

@@ -12,7 +12,7 @@ import torch
 from bitrank_data import Batch, TokenisedTask, TokenSplit, evaluation_batches
 from bitrank_quant import WeightMatrix, apply_precision, float_format, weight_matrices
 from bitrank_quant.sensitivity import Forward
-from bitrank_trainer import keep_memory, pin_threads, release_memory
+from bitrank_trainer import keep_memory, release_memory, usable_threads
 from torch import nn
 
 from bitrank.errors import UserError
@@ -61,19 +61,22 @@ def calibration_order(train: TokenSplit) -> np.ndarray:
 
 
 @contextmanager
-def whole_machine() -> Iterator[None]:
-    """Use one thread per core and retain freed memory between passes.
+def one_thread_per_operation() -> Iterator[int]:
+    """Compute every operation on one thread, and retain freed memory between passes.
 
-    Runs with different numbers of threads share the tables, so the tables must not depend on the number of
-    the run that measures first.
+    Yields the number of operations that may run side by side: the threads that this process may use, which
+    are those of its spec in the process of a run. Runs with different numbers of threads share the tables, so
+    a measured number must not depend on the number of the run that measures first. The threads of one
+    operation also wait for each other, many thousand times in a measurement, and wait for long whenever
+    another run has their core.
     """
-    before = torch.get_num_threads()
-    pin_threads()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     keep_memory()
     try:
-        yield
+        yield usable_threads()
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
         release_memory()
 
 
@@ -155,7 +158,8 @@ def calibration(spec: RunSpec) -> Calibration:
         logits_and_labels(spec.kind, device),
         matrices,
         many=calibration_batches(task, count, tokens=small),
-        joint=calibration_batches(task, min(count, sizes.per_plan)),
+        # Half batches, so that two can be computed at the same time.
+        joint=calibration_batches(task, min(count, sizes.per_plan), tokens=sizes.batch_tokens // 2),
         held_out=calibration_batches(task, held_out, offset=count, tokens=small),
     )
 

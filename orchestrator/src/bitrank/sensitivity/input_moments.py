@@ -27,7 +27,7 @@ from bitrank.sensitivity.calibration import (
     calibration_batches,
     calibration_task,
     measured_model,
-    whole_machine,
+    one_thread_per_operation,
 )
 from bitrank.sensitivity.fit_head import logits_and_labels
 from bitrank.sensitivity.measure import real_positions
@@ -68,7 +68,7 @@ def gather(spec: RunSpec) -> Path:
 def _gather(spec: RunSpec, folder: Path) -> None:
     task = calibration_task(spec)
     device = choose_device(spec.device)
-    with whole_machine():
+    with one_thread_per_operation():
         opened = measured_model(spec, task)
         passes = input_moments(
             opened.model,

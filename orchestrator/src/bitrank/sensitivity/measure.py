@@ -24,7 +24,7 @@ from bitrank_trainer import (
 )
 
 from bitrank.sensitivity.cache_key import key_parts
-from bitrank.sensitivity.calibration import calibration, calibration_task, whole_machine
+from bitrank.sensitivity.calibration import calibration, calibration_task, one_thread_per_operation
 from bitrank.sensitivity.tables import Tables, read_tables, write_tables
 from bitrank.spec.inputs import check_inputs, source_of
 from bitrank.spec.provenance import code_hash
@@ -97,11 +97,13 @@ def _measured(spec: RunSpec, formats: Sequence[str], on_progress: Callable[[str]
         on_progress(matrix)
 
     device = choose_device(spec.device)
-    with whole_machine():
+    with one_thread_per_operation() as workers:
         ready = calibration(spec)
         replay = Replay(ready.model, ready.many, ready.forward, real=partial(real_positions, device=device))
         parsed = [parse_format(text) for text in formats]
-        moments, errors = measure_sensitivities(replay, ready.matrices, parsed, spec.quantizer, swept)
+        moments, errors = measure_sensitivities(
+            replay, ready.matrices, parsed, spec.quantizer, swept, workers
+        )
     return Tables(ready.matrices, moments, errors, replay.base, time.monotonic() - started, peak_memory_mib())
 
 

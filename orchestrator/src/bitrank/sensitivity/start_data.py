@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bitrank.errors import UserError
 from bitrank.sensitivity.cache_key import key_parts
-from bitrank.sensitivity.calibration import calibration, calibration_task, whole_machine
+from bitrank.sensitivity.calibration import calibration, calibration_task, one_thread_per_operation
 from bitrank.sensitivity.measure import real_positions
 from bitrank.spec.inputs import check_inputs, source_of
 from bitrank.spec.provenance import code_hash
@@ -73,7 +73,7 @@ def _gather(spec: RunSpec, folder: Path) -> None:
         save_file({key: part.cpu().clone() for key, part in tensors.items()}, folder / files[name])
 
     device = choose_device(spec.device)
-    with whole_machine():
+    with one_thread_per_operation():
         ready = calibration(spec)
         replay = Replay(ready.model, ready.many, ready.forward, real=partial(real_positions, device=device))
         blocks = [matrix for matrix in ready.matrices if matrix.adaptable]

@@ -16,6 +16,7 @@ from bitrank_trainer.hardware import (
     choose_device,
     choose_dtype,
     pin_threads,
+    usable_threads,
     width_multiple,
 )
 from bitrank_trainer.hooks import NoHook, RankHook
@@ -103,5 +104,6 @@ __all__ = [
     "tensor_bytes",
     "train",
     "trainable",
+    "usable_threads",
     "width_multiple",
 ]

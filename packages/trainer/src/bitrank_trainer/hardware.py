@@ -83,6 +83,12 @@ def pin_threads(threads: int | None = None, processes: int = 1) -> int:
     return count
 
 
+def usable_threads() -> int:
+    """The threads that this process may use: ``OMP_NUM_THREADS`` if it is set, or one per physical core."""
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return min(int(given), _cores()) if given.isdigit() and int(given) else _cores()
+
+
 def _cores() -> int:
     physical = psutil.cpu_count(logical=False) or 1
     return min(physical, len(os.sched_getaffinity(0))) if sys.platform == "linux" else physical

@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from bitrank_trainer import TrainError, choose_device, choose_dtype, peak_memory_mib, width_multiple
+from bitrank_trainer import (
+    TrainError,
+    choose_device,
+    choose_dtype,
+    peak_memory_mib,
+    usable_threads,
+    width_multiple,
+)
 
 _CHILD = "from bitrank_trainer.memory.meters import peak_memory_mib; import sys; print(peak_memory_mib())"
 
@@ -122,3 +129,13 @@ def test_default_threads_do_not_exceed_available_cores() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "3"], "one by default, else the requested number"
+
+
+def test_usable_threads_are_those_of_the_environment_and_at_most_the_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cores = usable_threads()
+    for given, expected in {"1": 1, "1,4": 1, "99999": cores, "0": cores, "many": cores}.items():
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+        assert usable_threads() == expected, given

@@ -18,6 +18,7 @@ from bitrank_quant.sensitivity.moments import Moments, compute_dtype, measure_mo
 from bitrank_quant.sensitivity.replay import Forward, Replay
 from bitrank_quant.sensitivity.samples import LayerSample
 from bitrank_quant.sensitivity.sequential import LayerInputs, sequential_inputs
+from bitrank_quant.sensitivity.side_by_side import side_by_side
 from bitrank_quant.sensitivity.single_divergence import Modules, measure_divergences, modules_of
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "measure_sensitivities",
     "modules_of",
     "sequential_inputs",
+    "side_by_side",
     "stored_in",
     "weight_of",
 ]

@@ -32,6 +32,7 @@ from bitrank_quant.quantizers import InputMoments, find_quantizer, quantize
 from bitrank_quant.sensitivity.moments import Moments, compute_dtype, measure_moments, weight_of
 from bitrank_quant.sensitivity.replay import Replay
 from bitrank_quant.sensitivity.samples import LayerSample, LookupSample
+from bitrank_quant.sensitivity.side_by_side import side_by_side
 from bitrank_quant.sensitivity.spectra import SPECTRUM, repair_tail
 
 
@@ -57,11 +58,13 @@ def measure_sensitivities(
     formats: Sequence[Format],
     quantizer: str = "rtn",
     on_progress: Callable[[str], None] = lambda _: None,
+    workers: int = 1,
 ) -> tuple[dict[str, Moments], dict[str, dict[str, FormatErrors]]]:
     """Moments by matrix, and errors by matrix and format, of every matrix that is not tied to another one.
 
     ``quantizer`` is a name of :data:`~bitrank_quant.quantizers.QUANTIZERS`; linear layers give it the second
-    moments of their inputs. Floating-point formats count as exact, since the model is in one. Raises as
+    moments of their inputs. Floating-point formats count as exact, since the model is in one. ``workers``
+    formats of a matrix are measured at the same time (:func:`side_by_side`). Raises as
     :func:`~bitrank_quant.sensitivity.moments.measure_moments` does, and :class:`QuantError` for an unknown
     quantizer.
     """
@@ -70,10 +73,11 @@ def measure_sensitivities(
     errors: dict[str, dict[str, FormatErrors]] = {}
 
     def on_matrix(name: str, moments: Moments, sample: LayerSample | LookupSample) -> None:
-        module = replay.model.get_submodule(name)
-        errors[name] = {
-            str(fmt): _errors(by_name[name], module, fmt, quantizer, moments, sample) for fmt in formats
-        }
+        module, matrix = replay.model.get_submodule(name), by_name[name]
+        made = side_by_side(
+            lambda fmt: _errors(matrix, module, fmt, quantizer, moments, sample), formats, workers
+        )
+        errors[name] = dict(zip(map(str, formats), made, strict=True))
 
     moments = measure_moments(replay, matrices, on_progress, on_matrix)
     return moments, {name: errors[name] for name in moments}

@@ -32,6 +32,7 @@ from bitrank_quant.sensitivity.divergence import (
     answers,
     loss_and_divergence,
 )
+from bitrank_quant.sensitivity.side_by_side import side_by_side
 
 Forward = Callable[[nn.Module, Any], tuple[Tensor, Tensor]]
 """(model, batch) → logits (positions, classes) and labels (positions,); −100 marks positions without loss."""
@@ -61,19 +62,21 @@ class Replay:
     gradients can be passed from block to block. Other block arguments (masks, positions) count as constants.
 
     ``blocks`` names the modules to use as blocks instead of the model's layers, for instance a whole body if
-    only the head changes. ``real`` masks padding for statistics over positions (:meth:`tokens_of`). Raises
-    :class:`QuantError` if there is no batch, or if the loss is not finite.
+    only the head changes. ``real`` masks padding for statistics over positions (:meth:`tokens_of`).
+    ``workers`` batches are computed at the same time where no block is skipped
+    (:func:`~bitrank_quant.sensitivity.side_by_side.side_by_side`). Raises :class:`QuantError` if there is no
+    batch, or if the loss is not finite.
     """
 
     def __init__(
         self, model: nn.Module, batches: Sequence[Any], forward: Forward, blocks: Sequence[str] | None = None,
-        real: Real = lambda batch: (),
+        real: Real = lambda batch: (), workers: int = 1,
     ) -> None:  # fmt: skip
         if not batches:
             raise QuantError(
                 "there is nothing to measure on: expected one calibration batch or more, got none"
             )
-        self.model, self.batches, self._forward = model, batches, forward
+        self.model, self.batches, self._forward, self._workers = model, batches, forward, workers
         self._real = [real(batch) for batch in batches]
         self._now: Sequence[Tensor] = ()
         named = block_names(model) if blocks is None else blocks
@@ -112,12 +115,12 @@ class Replay:
         Computes everything from ``block`` on; with None, only the modules after the last block. With
         ``first`` the whole model is computed. See :mod:`~bitrank_quant.sensitivity.divergence`.
         """
-        with torch.no_grad():
-            answered = zip(self._answers, self._from(block, first), strict=True)
-            parts = [
-                (*loss_and_divergence(kept, logits_NC, labels_N), _count(labels_N))
-                for kept, (logits_NC, labels_N) in answered
-            ]
+        if first or not self.order:
+            parts = side_by_side(self._compared, range(len(self.batches)), self._workers)
+        else:
+            with torch.no_grad():
+                answered = zip(self._answers, self._from(block), strict=True)
+                parts = [_compared(kept, *computed) for kept, computed in answered]
         units = sum(count for _, _, count in parts)
         loss = sum(loss for loss, _, _ in parts)
         divergence = sum(divergence for _, divergence, _ in parts)
@@ -125,16 +128,16 @@ class Replay:
 
     def divergence(self) -> Divergence:
         """Divergence from the unchanged model's predictions by batch, computing the whole model."""
-        sums, counts = [], []
-        with torch.no_grad():
-            for kept, (logits_NC, labels_N) in zip(self._answers, self._from(None, first=True), strict=True):
-                sums.append(loss_and_divergence(kept, logits_NC, labels_N)[1])
-                counts.append(_count(labels_N))
-        return Divergence(tuple(sums), tuple(counts))
+        parts = side_by_side(self._compared, range(len(self.batches)), self._workers)
+        return Divergence(tuple(part for _, part, _ in parts), tuple(count for _, _, count in parts))
+
+    def _compared(self, number: int) -> tuple[float, float, int]:
+        """Loss, divergence and labels of one batch, computing the whole model."""
+        return _compared(self._answers[number], *self._forward(self.model, self.batches[number]))
 
     def losses(self) -> Iterator[tuple[Tensor, int]]:
         """Summed loss in nats and number of labels per batch, computing only the modules after the blocks."""
-        for logits_NC, labels_N in self._from(None, first=False):
+        for logits_NC, labels_N in self._from(None):
             yield _loss(logits_NC, labels_N), _count(labels_N)
 
     def back_from_loss(self) -> list[Tensor]:
@@ -187,8 +190,8 @@ class Replay:
         logits_NC, labels_N = self._forward(self.model, batch)
         logits_NC.backward(_loss_gradient(logits_NC.detach(), labels_N))
 
-    def _from(self, block: str | None, first: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        skipped = [] if first else self.order if block is None else self.order[: self.order.index(block)]
+    def _from(self, block: str | None) -> Iterator[tuple[Tensor, Tensor]]:
+        skipped = self.order if block is None else self.order[: self.order.index(block)]
         for batch, given in zip(self.batches, self._given, strict=True):
             with self._handing_out({name: given[name].output for name in skipped}):
                 yield self._forward(self.model, batch)
@@ -230,6 +233,11 @@ class Replay:
 
 def _loss(logits_NC: Tensor, labels_N: Tensor) -> Tensor:
     return F.cross_entropy(logits_NC.float(), labels_N, reduction="sum")
+
+
+def _compared(kept: Answers, logits_NC: Tensor, labels_N: Tensor) -> tuple[float, float, int]:
+    """Summed loss and divergence in nats, and the number of labels."""
+    return (*loss_and_divergence(kept, logits_NC, labels_N), _count(labels_N))
 
 
 def _count(labels_N: Tensor) -> int:
