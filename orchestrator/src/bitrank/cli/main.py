@@ -44,11 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"bitrank: {error}", file=sys.stderr)
         return 2
+    quiet_libraries()  # the help of some commands lists formats, which imports libraries
     arguments = _parser().parse_args(argv)
     if argv is None and arguments.command in _LOADING_MODELS:
         adopt()
     set_own_environment()
-    quiet_libraries()
     from bitrank.execution.interrupts import Interrupted
 
     try:

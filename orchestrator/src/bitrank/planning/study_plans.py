@@ -23,8 +23,7 @@ from bitrank.planning.planned_arms import request_of
 from bitrank.planning.planner_studies import PlannerStudy
 from bitrank.planning.planners import planner_names
 from bitrank.planning.study_arms import STUDY_ARMS, StudyArm, find_study_arm
-from bitrank.process.fast_imports import quiet_libraries
-from bitrank.process.lifetime import exit_with_parent
+from bitrank.process.worker import begin_worker
 from bitrank.spec.configs import CONFIGS, PLAN_QUANTIZER, Config, PlannedArm
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.plan_file import plan_data, read_plan, save_plan
@@ -68,7 +67,7 @@ def study_specs(
     """
     measured = {task: _planning_spec(profile, task, overrides) for task in tasks}
     request = [(arm, budget, task) for task in tasks for budget in study.budgets for arm in study.arms]
-    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_begin) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=begin_worker) as pool:
         for spec in measured.values():  # before parallel planning, so that each is measured once
             pool.submit(_measured, spec).result()
         order = _longest_first(request, {task: spec.kind for task, spec in measured.items()})
@@ -108,11 +107,6 @@ def _longest_first(
         return not searches, task_kind(kinds[cell[2]]).quick_steps
 
     return sorted(request, key=place)
-
-
-def _begin() -> None:
-    exit_with_parent()
-    quiet_libraries()
 
 
 def _planning_spec(profile: Profile, task: str, overrides: dict[str, Any]) -> RunSpec:

@@ -25,7 +25,7 @@ from bitrank_quant import block_matrices
 from torch import Tensor, nn
 
 from bitrank.process.compute import scale_of
-from bitrank.process.lifetime import exit_with_parent
+from bitrank.process.worker import begin_worker
 from bitrank.run.measured_apart import measured_apart
 from bitrank.run.quantizers import ROUNDING, stored_moments
 from bitrank.sensitivity.measure import is_measured, measure
@@ -154,7 +154,7 @@ def fisher_weights(spec: RunSpec) -> Weights:
         spec = replace(spec, quantizer=ROUNDING)
     if is_measured(spec):
         return {name: (moments.row_O, moments.column_I) for name, moments in measure(spec).moments.items()}
-    with ProcessPoolExecutor(1, get_context("spawn"), initializer=exit_with_parent) as pool:
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=begin_worker) as pool:
         arrays = pool.submit(_measured, spec).result()
     return {
         name: (torch.from_numpy(row_O), torch.from_numpy(column_I))

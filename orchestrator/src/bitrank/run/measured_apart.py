@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from bitrank.process.lifetime import exit_with_parent
+from bitrank.process.worker import begin_worker
 from bitrank.spec.run_spec import RunSpec
 
 
@@ -21,5 +21,5 @@ def measured_apart(gather: Callable[[RunSpec], Path], place: Path, spec: RunSpec
     """
     if place.is_dir():
         return gather(spec)
-    with ProcessPoolExecutor(1, get_context("spawn"), initializer=exit_with_parent) as pool:
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=begin_worker) as pool:
         return pool.submit(gather, spec).result()
