@@ -10,6 +10,7 @@ import pytest
 from bitrank.errors import UserError
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import PROFILES
+from bitrank.tracking import results_files
 from bitrank.tracking.results_files import check_results, summary_columns, write_results
 
 FIGURES = dict.fromkeys(summary_columns().values(), 1.5)
@@ -58,3 +59,17 @@ def test_matrices_that_write_at_once_keep_each_others_results(tmp_path) -> None:
         list(pool.map(lambda spec: write_results([(spec, FIGURES, "done")], tmp_path), specs))
     entries = json.loads((tmp_path / "all_results.json").read_text())
     assert {entry["spec_id"] for entry in entries} == {spec.spec_id for spec in specs}
+
+
+def test_a_check_at_the_same_time_as_another_command_s_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = results_files.write_atomically
+
+    def write_and_lose(path: Path, content: str) -> None:
+        write(path, content)
+        path.unlink()  # the other command removes the file that both write
+
+    monkeypatch.setattr(results_files, "write_atomically", write_and_lose)
+    check_results(tmp_path)
+    assert list(tmp_path.iterdir()) == []

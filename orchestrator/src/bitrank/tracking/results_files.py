@@ -92,7 +92,7 @@ def check_results(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / ".writable", "")
-        (folder / ".writable").unlink()
+        (folder / ".writable").unlink(missing_ok=True)  # another command may check at the same time
     except OSError as error:
         raise _unwritable(folder, error) from error
 
