@@ -16,7 +16,8 @@ def test_results_are_those_of_a_loop_in_its_order(workers: int) -> None:
 
 def test_as_many_items_as_workers_are_computed_at_the_same_time() -> None:
     meeting = threading.Barrier(3, timeout=60)  # breaks unless three threads wait at once
-    side_by_side(lambda _: meeting.wait(), range(3), workers=3)
+    places = side_by_side(lambda _: meeting.wait(), range(3), workers=3)
+    assert sorted(places) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
