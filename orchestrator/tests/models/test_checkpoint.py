@@ -186,6 +186,12 @@ def test_missing_part_of_a_model_is_refused_by_name(
         opened(folder, kind)
 
 
+def test_encoder_without_its_language_model_head_is_refused_with_models_that_have_one(tmp_path: Path) -> None:
+    folder = write(tmp_path / "m", "bert")  # a classifier, as most downloaded encoders are
+    with pytest.raises(UserError, match=r"cannot predict a masked token: .* give an encoder with its lang"):
+        opened(folder, "masked-probing")
+
+
 def test_missing_pooler_of_an_encoder_is_new_and_trained(tmp_path: Path) -> None:
     folder = write(tmp_path / "m", "bert")
     change_tensors(folder, lambda t: {key: value for key, value in t.items() if "pooler" not in key})

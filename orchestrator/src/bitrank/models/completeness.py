@@ -63,6 +63,12 @@ def check_complete(checkpoint: Checkpoint, model: Any, name: str, kind: str) -> 
         )
     absent = [key for key in sorted(checkpoint.missing, key=dot_natural_key) if not may_be_new(key)]
     _check_names(checkpoint, model, name, kind)
+    if absent and not any(key.startswith(f"{model.base_model_prefix}.") for key in absent):
+        need = task_kind(kind).requirement
+        raise UserError(
+            f"{name} cannot {need.ability}: its weights lack {_some(absent)}, the head of "
+            f"{type(model).__name__}, which must not be drawn at random; give {need.remedy}"
+        )
     if absent:
         raise UserError(
             f"the weights of {name} lack {_some(absent)}, which {type(model).__name__} needs and which must "
