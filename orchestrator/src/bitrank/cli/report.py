@@ -96,6 +96,14 @@ def add_paper(commands: Any) -> None:
         help=f"configs to include (default: {','.join(DEFAULT_CONFIGS)})",
     )
     parser.add_argument(
+        "--planners",
+        type=file_path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="results of a study of planners, for a table and a figure of its own; repeatable",
+    )
+    parser.add_argument(
         "--out",
         type=file_path,
         default=Path("paper/generated"),
@@ -184,7 +192,9 @@ def _curves(folder: Path | None) -> list[BudgetCurve]:
 def _paper(arguments: argparse.Namespace) -> int:
     from bitrank_analysis.paper import write_paper
 
-    folder = write_paper(arguments.store, arguments.out, _experiment(arguments), arguments.configs)
+    folder = write_paper(
+        arguments.store, arguments.out, _experiment(arguments), arguments.configs, arguments.planners
+    )
     print(f"paper inputs: {folder}")
     return 0
 

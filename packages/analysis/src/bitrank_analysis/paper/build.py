@@ -14,6 +14,13 @@ from bitrank_analysis.paper import tables as paper_tables
 from bitrank_analysis.paper.claims import answer, claims, headline, planned_answer
 from bitrank_analysis.paper.descriptions import descriptions
 from bitrank_analysis.paper.latex import COMMANDS, NOTICE, definitions, listed, sentences
+from bitrank_analysis.paper.planners import (
+    Frames,
+    draw_planners,
+    planners_sentences,
+    planners_table,
+    read_planners,
+)
 from bitrank_analysis.paper.selection import select
 from bitrank_analysis.paper.values import values
 from bitrank_analysis.store import open_store
@@ -25,21 +32,31 @@ SINGLE = ("B-FP", "B-Q4", "B-Ada")
 
 
 def write_paper(
-    store_uri: str, out_folder: Path | str, experiment: str | None = None, configs: Sequence[str] = ORDER
+    store_uri: str,
+    out_folder: Path | str,
+    experiment: str | None = None,
+    configs: Sequence[str] = ORDER,
+    planners: Sequence[Path] = (),
 ) -> Path:
     """Write the inputs of the paper into ``out_folder``, replacing earlier ones; return the folder.
 
     ``macros.tex`` defines every number by name. ``abstract.tex``, ``claims.tex`` and ``answer.tex`` hold
     sentences; ``table-*.tex``, ``figure-*.tex`` and ``appendix-*.tex`` hold tables and figures. ``figures/``
-    holds PDFs and ``tables/`` the tables as CSV. ``configs`` are the arms of the study. Raises
-    :class:`AnalysisError` if none of them has finished, or the folder cannot be written.
+    holds PDFs and ``tables/`` the tables as CSV. ``configs`` are the arms of the study.
+    ``planners`` are results folders of studies of planners, which get a table and a figure of their own.
+    Raises :class:`AnalysisError` if no config has finished, or a folder cannot be read or written.
     """
     study = select(load_study(open_store(store_uri), experiment), configs)
     evidence = [gather(study, str(task)) for task in sorted(study.runs["task"].unique())]
+    compared = read_planners(planners)
     folder = Path(out_folder)
     try:
         _empty_folder(folder)
-        texts = {**_texts(study, evidence), **_figures(evidence, folder / "figures")}
+        texts = {
+            **_texts(study, evidence),
+            **_figures(evidence, folder / "figures"),
+            **_planners(compared, folder / "figures"),
+        }
         present = {name: text for name, text in texts.items() if text}
         for name, text in present.items():
             write_atomically(folder / f"{name}.tex", NOTICE + text)
@@ -130,6 +147,17 @@ def _texts(study: Study, evidence: Sequence[Evidence]) -> dict[str, str]:
         ),
         "appendix-bits-tables": latex_floats.alone_tables(
             "bits", "number format of every matrix, by arm", bits
+        ),
+    }
+
+
+def _planners(compared: Frames, folder: Path) -> dict[str, str]:
+    return {
+        "table-planners": planners_table(compared),
+        "planners": sentences(planners_sentences(compared)),
+        "figure-planners": "\\par\n".join(
+            rf"\includegraphics[width=0.8\linewidth]{{generated/figures/{name}}}"
+            for name in draw_planners(compared, folder)
         ),
     }
 

@@ -59,7 +59,7 @@ def planners_report(store: str, experiment: str, references: Sequence[str], cost
         write_atomically(folder / f"{task}.csv", frame.to_csv(index=False))
         claims = _claims(study, task)
         write_atomically(folder / f"published-{task}.csv", claims.csv())
-        parts += [f"## {task}", _shown(frame).markdown(), *_sentences(frame, available)]
+        parts += [f"## {task}", _shown(frame).markdown(), *planner_sentences(frame, available)]
         parts += _untrained(frame)
         parts += _left_out([row for row in data["left_out"] if row["task"] == task])
         parts += [f"### {claims.caption}", claims.markdown()]
@@ -184,8 +184,11 @@ def _difference(row: Any) -> str:
     return f"{value} [{low}, {high}] {phrasing.unit(metric)}"
 
 
-def _sentences(frame: pd.DataFrame, references: Sequence[str]) -> list[str]:
-    """The claims about each reference, derived from the verdicts."""
+def planner_sentences(frame: pd.DataFrame, references: Sequence[str]) -> list[str]:
+    """The claims about each reference, derived from the verdicts.
+
+    ``frame`` is that of :func:`arms_table`.
+    """
     sentences = []
     for reference in references:
         rows = frame[frame["baseline"] == reference]
