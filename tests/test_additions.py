@@ -19,9 +19,9 @@ from bitrank.spec.configs import CONFIGS, Config
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.plan_file import plan_data, save_plan
 from bitrank.spec.profiles import PROFILES
-from bitrank.spec.rule_interface import Adapters
+from bitrank.spec.rule_interface import Adapters, AttachOptions
 from bitrank.spec.rules import BlocksIn, FixedRank
-from bitrank_adapters import AdapterScale, FixedRanks, attach_lora
+from bitrank_adapters import FixedRanks, attach_lora
 from bitrank_planner import Plan, Problem
 from bitrank_quant import (
     BACKENDS,
@@ -188,17 +188,8 @@ class DeepRank(Adapters):
     def assign_ranks(self, blocks: Sequence[Any]) -> dict[str, int]:
         return {matrix.name: self.high if matrix.layer else self.low for matrix in blocks}
 
-    def attach(
-        self,
-        model: Any,
-        ranks: dict[str, int],
-        *,
-        total_steps: int,
-        scale: AdapterScale,
-        heads: list[str],
-        seed: int,
-    ) -> tuple[Any, Any]:
-        adapted = attach_lora(model, ranks, scale=scale, heads=heads, seed=seed)
+    def attach(self, model: Any, ranks: dict[str, int], options: AttachOptions) -> tuple[Any, Any]:
+        adapted = attach_lora(model, ranks, **options.shared)
         return adapted, FixedRanks(adapted)
 
 
