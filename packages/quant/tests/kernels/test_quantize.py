@@ -20,6 +20,7 @@ from bitrank_quant import (
     quantize,
 )
 from bitrank_quant.kernels import quantize as compiled
+from bitrank_quant.quantizers import refine
 from bitrank_quant.quantizers.base import column_weights, grouped
 from bitrank_quant.quantizers.gptq import _one_group, inverse_factor
 from bitrank_quant.quantizers.grids import grid_of
@@ -114,6 +115,28 @@ def test_coordinate_descent_gives_the_numbers_of_plain_torch(
 
     for found, expected in zip(descended(), plain(descended), strict=True):
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("text", ["int8", "int3-g160", "int4-g64", "int4-g128"])
+def test_descent_over_panels_lowers_the_error_as_over_the_whole_row(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = grid_of(parse_format(text))
+    weight_OI, moments = drawn(3, 5, 320 if text == "int3-g160" else 384)
+    groups_OGB = grouped(weight_OI, grid.block)
+    scales = fit_scales(grid, groups_OGB, column_weights(moments, weight_OI, grid.block))
+    codes_OI = grid.quantize(groups_OGB, scales).flatten(1)
+
+    def descended() -> Tensor:
+        refined = Refinement(grid, weight_OI, moments.second, codes_OI, scales)
+        refined.descend()
+        lost_OI = weight_OI - refined._values_OI
+        return (lost_OI @ moments.second * lost_OI).sum()
+
+    panels = descended()
+    assert panels == plain(descended)
+    monkeypatch.setattr(refine, "_PANEL", 10**6)
+    assert float(panels) == pytest.approx(float(descended()), rel=0.01)
 
 
 @pytest.mark.parametrize("quantizer", ["search", "gptq"])

@@ -9,6 +9,8 @@ step is that of QuantEase (Behdin et al. 2023, equation 5).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -74,18 +76,25 @@ class Refinement:
 
     def descend(self) -> None:
         """Choose the code of each column again, given all others."""
-        columns = self._values_OI.shape[1]
-        panel = self._width * max(1, _PANEL // self._width)
-        for first in range(0, columns, panel):
-            here = slice(first, min(first + panel, columns))
+        for here in self._panels():
             changes_OP = self._descend_panel(here)
             self._pull_OI -= changes_OP @ self._moments_II[here]
 
+    def _panels(self) -> Iterator[slice]:
+        """Whole groups that have about :data:`_PANEL` columns, or parts of one group that is wider."""
+        columns, width = self._values_OI.shape[1], self._width
+        groups = width * (_PANEL // width) or width  # columns of whole groups
+        panel = min(groups, _PANEL)
+        for first in range(0, columns, groups):
+            last = min(first + groups, columns)
+            for start in range(first, last, panel):
+                yield slice(start, min(start + panel, last))
+
     def _descend_panel(self, here: slice) -> Tensor:
-        """Choose the codes of the columns ``here``, which are whole groups; returns the changes of values."""
+        """Choose the codes of the columns ``here``; returns the changes of values."""
         values_OP, pull_OP = self._values_OI[:, here], self._pull_OI[:, here].clone()
         moments_PP = self._moments_II[here, here]
-        groups = slice(here.start // self._width, here.stop // self._width)
+        groups = slice(here.start // self._width, -(-here.stop // self._width))
         scales_OG = tuple(one[:, groups] for one in self.scales_OG)
         if serves(values_OP, pull_OP, moments_PP, *scales_OG):
             found_OP, changes_OP = descend_(
