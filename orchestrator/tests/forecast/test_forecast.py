@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bitrank.forecast.dry_run import dry_run, unplanned_model
+from bitrank.forecast.dry_run import Pass, Stage, dry_run, unplanned_model
 from bitrank.forecast.forecast import Forecast, forecast
 from bitrank.forecast.import_memory import ImportMemory
 from bitrank.forecast.live_bytes import LiveBytes
@@ -160,11 +160,44 @@ def test_cached_layouts_give_the_same_peaks_as_uncached_ones(
     assert found[0][1].peak > found[0][0].peak > 0
 
 
+def stage_of(spec: RunSpec) -> Stage:
+    """The model of ``spec`` in 16 bits, with adapters, without data."""
+    unplanned = unplanned_model(spec, 2, IN_FP32)
+    matrices = [m for m in weight_matrices(unplanned.model) if m.tied_to is None]
+    arm = find_config("B-FP")
+    ranks = arm.rank.assign_ranks([m for m in matrices if m.layer is not None and m.role != "embedding"])
+    return dry_run(spec, IN_FP32, unplanned, arm.precision.assign_formats(matrices), ranks, 10)
+
+
+def test_generation_counts_the_keys_and_values_of_prompt_and_text() -> None:
+    """Of a decoder exactly: two tensors (B, heads, T, head width) per layer, and one position's logits."""
+    stage = stage_of(spec_of("toy_instructions"))
+    config, rows, width, per_number = stage.model.config, 5, 30, 4
+    heads, head_width = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
+    cached = 2 * config.num_hidden_layers * heads * width * head_width * rows * per_number
+    logits = rows * config.vocab_size * per_number
+    prompt, doubled = stage.generate((rows, width), 0), stage.generate((rows, width), width)
+    assert doubled.peak - prompt.peak == cached + logits
+    assert prompt.peak > cached + logits and prompt.products > 0
+
+
+@pytest.mark.parametrize("task", ["toy_instructions", "toy_summaries"])
+def test_a_forecast_covers_the_generation_of_texts(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = spec_of(task)
+    work = workload(spec, "cpu")
+    assert work.prompts and work.new_tokens > 0
+    assert workload(spec_of("toy_articles"), "cpu").prompts == frozenset()
+    largest = Pass(peak=10**9, products=1)
+    monkeypatch.setattr(Stage, "generate", lambda stage, shape, new_tokens: largest)
+    assert forecast_of(spec, monkeypatch).activations == largest.peak
+
+
 def test_heaviest_shapes_have_the_most_tokens_or_the_longest_sequence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert heaviest([(32, 20), (8, 60), (4, 60), (32, 10)]) == {(32, 20), (8, 60)}
     assert heaviest([(32, 20), (32, 10)]) == {(32, 20)}
+    assert heaviest([]) == set()
     work = workload(spec_of("toy_sentences"), "cpu")
     assert heaviest(work.train) <= work.train
 

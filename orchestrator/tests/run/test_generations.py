@@ -15,6 +15,7 @@ from bitrank.run.generations import generate, scored_texts
 from bitrank.spec.task_kinds import Generation
 from bitrank_data import IGNORED, TokenSplit
 from bitrank_data.sequences import Piece, pack
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 END = 3
@@ -103,6 +104,16 @@ def test_generation_preserves_training_mode_and_random_state(opened: tuple[Any, 
     generate(model, tokenizer, prompts(), "cpu", 4)
     assert model.training and torch.equal(torch.get_rng_state(), before)
     model.eval()
+
+
+def test_the_head_reads_a_contiguous_tensor(opened: tuple[Any, Any]) -> None:
+    """Of another tensor (B, 1, D), a product copies the head's weight for each of the B sequences."""
+    model, tokenizer = opened
+    read: list[Tensor] = []
+    hook = model.get_output_embeddings().register_forward_hook(lambda _, inputs, out: read.append(inputs[0]))
+    generate(model, tokenizer, prompts(), "cpu", 4)
+    hook.remove()
+    assert read and all(hidden_BTD.is_contiguous() for hidden_BTD in read)
 
 
 def test_columns_have_prompt_reference_text_and_scores_of_each_example(opened: tuple[Any, Any]) -> None:

@@ -5,6 +5,7 @@ The dry run counts the bytes that are alive at the same time and the matrix prod
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from bitrank_adapters import is_norm
 from bitrank_data import full_batch
 from bitrank_quant import Decode, decoder
 from bitrank_trainer import Objective, trainable
-from torch import nn
+from torch import Tensor, nn
 
 from bitrank.errors import UserError
 from bitrank.forecast.live_bytes import LiveBytes
@@ -67,6 +68,24 @@ class Stage:
         with torch.no_grad(), _by_shapes_alone(self.model), LiveBytes() as live:
             self.objective.loss(self.model, full_batch(*shape, self.kind), "meta")
         return Pass(live.peak, len(live.products))
+
+    def generate(self, shape: Shape, new_tokens: int) -> Pass:
+        """Run the pass of generation that reads prompts of ``shape``.
+
+        ``peak`` includes the keys and values of ``new_tokens`` more tokens, cached like those of the prompt.
+        """
+        self.model.eval()
+        ids_BT = torch.ones(shape, dtype=torch.long, device="meta")
+        inputs: dict[str, Tensor] = {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)}
+        last = {"logits_to_keep": 1}
+        if self.model.config.is_encoder_decoder:
+            inputs["decoder_input_ids"] = ids_BT[:, :1]
+            last = {}
+        with torch.no_grad(), _by_shapes_alone(self.model), LiveBytes() as live:
+            outputs = self.model(**inputs, **last, use_cache=True)
+            cached = live.now
+        del outputs
+        return Pass(live.peak + math.ceil(cached * new_tokens / shape[1]), len(live.products))
 
 
 @contextmanager

@@ -59,7 +59,8 @@ class Forecast:
         adapters     adapter weights and trained copies of heads
         gradients    of all trained parameters, fp32
         optimizer    AdamW's two moments, and AdaLoRA's importance averages if ranks adapt
-        activations  maximum of live bytes in a training step or an evaluation, without weights
+        activations  maximum of live bytes in a training step, an evaluation or a generation of texts,
+                     without weights
         imports      the process before it has a model: libraries, tokenizer and tokens; 0 for an
                      accelerator, which has its own memory
         overhead     compiled products, library pages, and growth of the heap beyond the live bytes
@@ -148,15 +149,13 @@ def _passes(stage: Stage, work: Workload, kept: int | None) -> tuple[int, int]:
 
     ``kept`` is the capacity of oneDNN's shape cache; None if no product is compiled.
     """
-    steps, evaluated = (
-        [stage.step(shape) for shape in heaviest(work.train)],
-        [stage.evaluate(shape) for shape in heaviest(work.evaluated)],
-    )
-    products = (
-        steps[0].products * len(work.train) + evaluated[0].products * len(work.evaluated) if kept else 0
-    )
+    steps = [stage.step(shape) for shape in heaviest(work.train)]
+    evaluated = [stage.evaluate(shape) for shape in heaviest(work.evaluated)]
+    generated = [stage.generate(shape, work.new_tokens) for shape in heaviest(work.prompts)]
+    batches = ((steps, work.train), (evaluated, work.evaluated), (generated, work.prompts))
+    products = sum(passes[0].products * len(shapes) for passes, shapes in batches if shapes) if kept else 0
     compiled = PRODUCT * min(products, PRODUCTS) + PRIMITIVE * min(products, kept or 0)
-    activations = max(done.peak for done in (*steps, *evaluated))
+    activations = max(done.peak for done in (*steps, *evaluated, *generated))
     return activations, CODE_PAGES + compiled + int(_slack(work) * activations)
 
 

@@ -10,8 +10,10 @@ import numpy as np
 from bitrank_data import Batch, data_kind, training_parts, widths
 
 from bitrank.run.data import RunData, load_data
+from bitrank.run.generations import generation_shapes
 from bitrank.run.train_settings import settings_for
 from bitrank.spec.run_spec import RunSpec
+from bitrank.spec.task_kinds import task_kind
 
 Shape = tuple[int, int]  # number of sequences, padded length
 
@@ -22,11 +24,15 @@ class Workload:
 
     ``train`` and ``evaluated`` are the distinct shapes of batches. Token counts include padding and cover the
     whole run. ``evaluation_tokens`` covers the test before training, every validation, and the test after
-    training. ``classes`` is the task's number of classes, ``steps`` the number of optimizer steps.
+    training. ``prompts`` are the distinct shapes of batches that texts are generated for, and ``new_tokens``
+    the bound of a text; the model's positions may allow fewer. ``classes`` is the task's number of classes,
+    ``steps`` the number of optimizer steps.
     """
 
     train: frozenset[Shape]
     evaluated: frozenset[Shape]
+    prompts: frozenset[Shape]
+    new_tokens: int
     train_tokens: int
     evaluation_tokens: int
     classes: int
@@ -34,12 +40,14 @@ class Workload:
 
 
 def heaviest(shapes: Iterable[Shape]) -> set[Shape]:
-    """Return the one or two of ``shapes`` that can need the most memory.
+    """Return the one or two of ``shapes`` that can need the most memory; none of none.
 
     These are the batch with the most tokens and the batch with the longest sequence, whose attention scores
     grow with the square of its length. Ties are broken by the other criterion.
     """
     shapes = list(shapes)
+    if not shapes:
+        return set()
     return {
         max(shapes, key=lambda shape: (shape[0] * shape[1], shape[1])),
         max(shapes, key=lambda shape: (shape[1], shape[0])),
@@ -54,10 +62,13 @@ def workload(spec: RunSpec, device: str) -> Workload:
     shapes = _training(data, settings.steps * settings.accumulation)
     validation = [_shape(batch) for batch in data.batches_of(data.validation)]
     test = [_shape(batch) for batch in data.batches_of(data.test)]
+    prompts, new_tokens = _generation(spec, data)
     validations = -(-settings.steps // settings.eval_every)
     return Workload(
         train=frozenset(shapes),
         evaluated=frozenset(validation + test),
+        prompts=prompts,
+        new_tokens=new_tokens,
         train_tokens=_tokens(shapes),
         evaluation_tokens=validations * _tokens(validation) + 2 * _tokens(test),
         classes=len(data.task.classes),
@@ -76,6 +87,12 @@ def _training(data: RunData, count: int) -> list[Shape]:
         if len(parts) >= count:
             break
     return [(len(part), width(int(lengths_N[part].max()))) for part in parts[:count] if len(part)]
+
+
+def _generation(spec: RunSpec, data: RunData) -> tuple[frozenset[Shape], int]:
+    """Return the shapes of batches of prompts, and the bound of a text's tokens; without texts none and 0."""
+    generation = task_kind(spec.kind).generation
+    return (frozenset(), 0) if generation is None else generation_shapes(data.test, generation.longest)
 
 
 def _shape(batch: Batch) -> Shape:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,14 +122,13 @@ def generate(model: Any, tokenizer: Any, split: TokenSplit, device: str, longest
     on the left, so that all texts of a batch begin at the same position. Raises
     :class:`~bitrank.errors.UserError` if the model has no position after a prompt.
     """
-    new_tokens = min(longest, max(len(_completion(split, i)) for i in range(len(split))))
-    new_tokens = _within_positions(model, split, new_tokens)
+    new_tokens = _within_positions(model, split, _new_tokens(split, longest))
     was_training = model.training
     model.eval()
     texts: dict[int, str] = {}
     tokens = 0
     started = time.perf_counter()
-    with torch.no_grad():
+    with torch.no_grad(), _contiguous_head_input(model):
         for indices in _prompt_batches(split, new_tokens):
             ids_BT, mask_BT = _padded_prompts(model, split, indices, device)
             made_BS = _greedy(model, tokenizer, ids_BT, mask_BT, new_tokens)
@@ -138,6 +138,23 @@ def generate(model: Any, tokenizer: Any, split: TokenSplit, device: str, longest
     seconds = time.perf_counter() - started
     model.train(was_training)
     return Generated([texts[index] for index in range(len(split))], tokens, seconds)
+
+
+def generation_shapes(split: TokenSplit, longest: int) -> tuple[frozenset[tuple[int, int]], int]:
+    """Distinct shapes (B, T) of batches of prompts in :func:`generate`, and the bound of a text's tokens.
+
+    The bound is that of a model without a table of positions.
+    """
+    new_tokens = _new_tokens(split, longest)
+    shapes = (
+        (len(indices), max(len(_prompt(split, int(index))) for index in indices))
+        for indices in _prompt_batches(split, new_tokens)
+    )
+    return frozenset(shapes), new_tokens
+
+
+def _new_tokens(split: TokenSplit, longest: int) -> int:
+    return min(longest, max(len(_completion(split, i)) for i in range(len(split))))
 
 
 def _prompt(split: TokenSplit, index: int) -> np.ndarray:
@@ -171,6 +188,21 @@ def _prompt_batches(split: TokenSplit, new_tokens: int) -> Iterator[np.ndarray]:
         size = max(1, _BATCH_TOKENS // (int(lengths_N[order[start]]) + new_tokens))
         yield order[start : start + size]
         start += size
+
+
+@contextmanager
+def _contiguous_head_input(model: Any) -> Iterator[None]:
+    """Copy the input of the output head (B, 1, D), which transformers cuts from all positions of a prompt.
+
+    For an input of three dimensions that is not contiguous, ``torch.nn.functional.linear`` copies the weight
+    once for each sequence: 16 prompts of SmolLM2 took 900 MB.
+    """
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, arguments: (arguments[0].contiguous(), *arguments[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _padded_prompts(model: Any, split: TokenSplit, indices: np.ndarray, device: str) -> tuple[Tensor, Tensor]:
@@ -228,7 +260,7 @@ def continuations(model: Any, tokenizer: Any, split: TokenSplit, device: str) ->
     )
     was_training = model.training
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), _contiguous_head_input(model):
         whole_PT = model.generate(
             input_ids=prompts_PT,
             attention_mask=torch.ones_like(prompts_PT),
