@@ -58,6 +58,15 @@ def test_pruned_ranks_count_as_their_mean_at_the_end(sizes: Sizes, budget: int) 
     assert fitted.nbytes == budget and set(fitted.ranks.values()) == {8}
 
 
+def test_pruned_ranks_of_one_part_count_on_that_part(sizes: Sizes, budget: int) -> None:
+    fixed, pruned = (
+        fit_arm(find_config(name), sizes, budget) for name in ("LoRA-Attention", "AdaLoRA-Attention")
+    )
+    rank = fixed.fields["rank"]
+    assert pruned.fields["target_r"] == rank and pruned.ranks == fixed.ranks
+    assert set(pruned.ranks.values()) == {0, rank} and pruned.nbytes == fixed.nbytes
+
+
 def test_ranks_by_role_keep_their_proportions(sizes: Sizes) -> None:
     config = Config(BlocksIn("nf4-dq"), RankByRole({"attention": 4, "ffn": 8}), "system")
     own = sizes.of_config(config)

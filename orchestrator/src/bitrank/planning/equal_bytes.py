@@ -184,7 +184,7 @@ def _resized(rule: RankRule, rank: int) -> RankRule:
 def _kept_ranks(rule: RankRule, blocks: Sequence[WeightMatrix]) -> Ranks:
     """Ranks at the end of training; a mean for rules that prune."""
     if isinstance(rule, PrunedRank):
-        return {matrix.name: rule.target_r for matrix in blocks}
+        return {name: rule.target_r if rank else 0 for name, rank in rule.assign_ranks(blocks).items()}
     if isinstance(rule, ReducedRank):
         return {matrix.name: min(rule.rank, *matrix.shape) for matrix in blocks}
     return rule.assign_ranks(blocks)

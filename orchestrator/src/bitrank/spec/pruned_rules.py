@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from bitrank.errors import UserError
 from bitrank.spec.rule_interface import Adapters, AttachOptions, Ranks
-from bitrank.spec.rules import Lora
+from bitrank.spec.rules import Lora, RankOn
 
 if TYPE_CHECKING:  # the command line reads configs without importing torch
     from bitrank_quant import WeightMatrix
@@ -90,10 +90,24 @@ class AdaptiveRank(PrunedRank):
 
         schedule = AdaLora(self.init_r, self.target_r)
         adapted = attach_adalora(
-            model, list(ranks), schedule, total_steps=options.total_steps, **options.shared
+            model,
+            [name for name, rank in ranks.items() if rank],
+            schedule,
+            total_steps=options.total_steps,
+            **options.shared,
         )
         hook = ShrinkingRanks if self.shrink else AdaLoraRanks
         return Attached(adapted, hook(adapted))
+
+
+@dataclass(frozen=True)
+class AdaptiveRankOn(AdaptiveRank):
+    """AdaLoRA on one ``part`` of every block, ``attention`` or ``ffn``, and no adapter elsewhere."""
+
+    part: str = "attention"
+
+    def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
+        return RankOn(self.part, self.init_r).assign_ranks(blocks)
 
 
 @dataclass(frozen=True)

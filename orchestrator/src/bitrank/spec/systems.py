@@ -30,6 +30,13 @@ SYSTEMS: dict[str, Config] = {
         "NF4 blocks, adapters of rank 8 on attention only",
         "selective LoRA; Hu et al. 2022, section 4.2",
     ),
+    "AdaLoRA-Attention": Config(
+        rules.BlocksIn("nf4-dq"),
+        pruned_rules.AdaptiveRankOn(12, 4),
+        SYSTEM,
+        "NF4 blocks, AdaLoRA on attention only",
+        "AdaLoRA; Zhang et al. 2023",
+    ),
     "LoRA-FFN": Config(
         rules.BlocksIn("nf4-dq"),
         rules.RankOn("ffn", 8),

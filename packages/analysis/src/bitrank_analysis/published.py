@@ -68,7 +68,7 @@ CLAIMS: dict[str, Claim] = {
         "AdaLoRA is better than LoRA on question answering with less than 0.1 % trained",
         "Zhang et al. 2023",
         "zhang2023adalora",
-        (("B-Ada", _16_BITS), ("Joint-1", "B-Q4")),
+        (("B-Ada", _16_BITS), ("Joint-1", "B-Q4"), ("AdaLoRA-Attention", "LoRA-Attention")),
         kinds=("question-answering",),
         trained_below=0.1,
     ),
