@@ -15,6 +15,8 @@ from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.run_state import StoredRun
 
 SEED = 1000  # of the runs of the grid
+# Of a shortened run. Fewer are mostly warm-up, and arms that prune ranks have no step left for it.
+LEAST_STEPS = 10
 LOSS = "val/loss"  # metric by which a rate is chosen: at the last validation, which is after the last step
 Cell = tuple[str, str]  # config and task of a run
 
@@ -64,12 +66,14 @@ def grid_specs(specs: Sequence[RunSpec], factors: Sequence[float], share: float 
 def shortened(spec: RunSpec, share: float) -> RunSpec:
     """Return ``spec`` with ``share`` of its steps and one validation, at the end; unchanged for share 1.
 
-    A run of whole epochs stays unchanged too.
+    At least :data:`LEAST_STEPS` are kept. Of each text of language modelling one window is tested: the test
+    result of these runs decides nothing. A run of whole epochs stays unchanged.
     """
     if share == 1.0 or spec.steps is None:
         return spec
-    steps = max(1, round(share * spec.steps))
-    return replace(spec, steps=steps, eval_every=steps)
+    steps = min(spec.steps, max(LEAST_STEPS, round(share * spec.steps)))
+    windows = None if spec.test_windows is None else 1
+    return replace(spec, steps=steps, eval_every=steps, test_windows=windows)
 
 
 def choose_rates(grid: Sequence[RunSpec], runs: Mapping[str, StoredRun]) -> dict[Cell, ChosenRate]:
