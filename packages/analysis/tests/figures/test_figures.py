@@ -131,6 +131,20 @@ def test_figure_without_its_data_raises_with_the_reason(evidence: dict[str, Evid
     assert "expected train/loss in the store, got none" in refused["loss"]
 
 
+def test_ranks_that_change_after_the_recorded_steps_are_drawn(evidence: dict[str, Evidence]) -> None:
+    """As of an arm that reduces its ranks once, at the end of training."""
+    ranks = evidence["movies"].ranks
+    first = ranks.groupby("config")["step"].transform("min")
+    late = (ranks["config"] == "B-Ada") & (ranks["step"] > first).fillna(False)
+    reduced = replace(evidence["movies"], ranks=ranks[~late])
+    figure = FIGURES["rank-time"](reduced)
+    assert figure.title.startswith("Ranks last changed: B-Ada at the end, Joint-1 at step ")
+    unnumbered = replace(evidence["movies"], ranks=ranks.assign(layer=np.nan))
+    for name in ("rank-time", "rank-layers"):
+        with pytest.raises(AnalysisError, match="expected ranks of matrices in numbered layers, got none"):
+            FIGURES[name](unnumbered)
+
+
 def test_equal_plans_share_a_panel(evidence: dict[str, Evidence]) -> None:
     panels = {
         row["config"]

@@ -88,10 +88,12 @@ def heat_map(cells: pd.DataFrame, value: str, arms: list[str], legend: str = "")
 def rank_time(evidence: Evidence) -> Figure:
     """Mean rank of each layer over training steps, one panel per adaptive arm.
 
-    Raises :class:`AnalysisError` without an adaptive arm.
+    Raises :class:`AnalysisError` without an adaptive arm, or if no rank belongs to a numbered layer.
     """
     arms = _adaptive_or_refuse(evidence)
     moves = evidence.ranks.query("config in @arms").dropna(subset=["step", "layer"])
+    if moves.empty:
+        raise _unnumbered()
     cells = moves.groupby(["config", "layer", "step"], as_index=False)["rank"].mean()
     cells = cells.assign(layer=cells["layer"].astype(int), step=cells["step"].astype(int))
     layers = cells["layer"].nunique()
@@ -139,10 +141,7 @@ def rank_layers(evidence: Evidence) -> Figure:
         .mean()
     )
     if lines.empty:
-        raise AnalysisError(
-            "expected ranks of matrices in numbered layers, got none; was the adapter attached outside the "
-            "layers?"
-        )
+        raise _unnumbered()
     labels = labels_of(lines, "layer", "rank", evidence.configs)
     numbers = _some(sorted(int(layer) for layer in lines["layer"].unique()), 8)
     chart = (
@@ -180,6 +179,12 @@ def _layers_title(lines: pd.DataFrame, arms: list[str]) -> str:
     )
 
 
+def _unnumbered() -> AnalysisError:
+    return AnalysisError(
+        "expected ranks of matrices in numbered layers, got none; was the adapter attached outside them?"
+    )
+
+
 def _adaptive_or_refuse(evidence: Evidence) -> list[str]:
     arms = adaptive(evidence)
     if not arms:
@@ -190,12 +195,16 @@ def _adaptive_or_refuse(evidence: Evidence) -> list[str]:
 
 
 def _settled(moves: pd.DataFrame, arms: list[str]) -> str:
-    """The step of the last rank change of each arm, as text."""
+    """The step of the last recorded rank change of each arm, as text.
+
+    The ranks of an arm that reduces them once, at the end of training, change after every recorded step.
+    """
     sentences = []
     for name in arms:
         of_arm = moves[moves["config"] == name].sort_values("step")
         moved = of_arm[of_arm.groupby(["seed", "matrix"])["rank"].diff().fillna(0) != 0]
-        sentences.append(f"{name} at step {int(moved['step'].max())}")
+        last = "at the end" if moved.empty else f"at step {int(moved['step'].max())}"
+        sentences.append(f"{name} {last}")
     return f"Ranks last changed: {phrasing.listed(sentences)}, of {int(moves['step'].max())}"
 
 
