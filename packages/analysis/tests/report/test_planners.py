@@ -143,3 +143,16 @@ def test_costs_count_planning_rates_and_training_and_bytes_left_of_the_budget(st
     planned = frame.loc["greedy-4bits"]
     assert planned["total_s"] == 50 + 2 + 5 + 60 and planned["left_bytes"] == 0
     assert frame.loc["B-FP", "total_s"].tolist() == [60, 60] and frame.loc["B-FP", "left_bytes"].isna().all()
+
+
+def test_arms_above_their_budget_are_named_with_their_share(store: Path) -> None:
+    costs = json.loads((store / "costs.json").read_text())
+    for plan in costs["plans"]:
+        plan["budget"] *= 2**20
+    (store / "within.json").write_text(json.dumps(costs))
+    text = planners_report(str(store), "bitrank-test", REFERENCES, store / "within.json", store)
+    assert "Above the budget" not in text
+    next(plan for plan in costs["plans"] if plan["config"] == "greedy-4bits")["budget"] = 80 * 2**20
+    (store / "above.json").write_text(json.dumps(costs))
+    text = planners_report(str(store), "bitrank-test", REFERENCES, store / "above.json", store)
+    assert "Above the budget at the end: greedy-4bits by 20,971,520 bytes (25.0 %)." in text

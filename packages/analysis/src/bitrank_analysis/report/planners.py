@@ -60,6 +60,7 @@ def planners_report(store: str, experiment: str, references: Sequence[str], cost
         claims = _claims(study, task)
         write_atomically(folder / f"published-{task}.csv", claims.csv())
         parts += [f"## {task}", _shown(frame).markdown(), *planner_sentences(frame, available)]
+        parts += _above_budget(frame)
         parts += _untrained(frame)
         parts += _left_out([row for row in data["left_out"] if row["task"] == task])
         parts += [f"### {claims.caption}", claims.markdown()]
@@ -149,6 +150,22 @@ def _claims(study: Study, task: str) -> Table:
     setting = Setting(str(runs["kind"].iloc[0]), quality_of_arms(study, task))
     found = findings_on_claims(load_arms(study, task), setting)
     return published(found, str(runs["metric"].iloc[0]), task)
+
+
+def _above_budget(frame: pd.DataFrame) -> list[str]:
+    """The arms that end with more bytes than their budget, if there are any."""
+    arms = frame.drop_duplicates("config")
+    above = [
+        f"{row.config} by {-row.left_bytes:,.0f} bytes ({-100 * row.left_bytes / row.budget:.1f} %)"
+        for row in arms.itertuples()
+        if row.left_bytes < 0
+    ]
+    if not above:
+        return []
+    return [
+        f"Above the budget at the end: {phrasing.listed(above)}. Before training, an arm that prunes ranks "
+        "is counted with its mean rank on every matrix; it may keep more of them on larger matrices."
+    ]
 
 
 def _untrained(frame: pd.DataFrame) -> list[str]:
