@@ -136,6 +136,34 @@ def test_figure_draws_each_arm_at_its_budget_with_its_interval(store: Path) -> N
         difference_bytes(frame[frame["config"] == "exact-4bits"], "movies")
 
 
+def test_figure_of_one_budget_has_a_row_for_each_arm_from_best_to_worst(store: Path) -> None:
+    study = load_study(open_store(str(store)), "bitrank-test")
+    frame = arms_table(study, "movies", REFERENCES[:1], planning_costs(store))
+    figure = difference_bytes(frame, "movies")
+    drawn = figure.chart.to_dict()
+    (rows,) = [data for data in drawn["datasets"].values() if "low" in data[0]]
+    assert [row["arm"] for row in rows] == ["random-4bits", "greedy-4bits"]
+    assert "MiB" not in json.dumps(drawn) and figure.note.endswith("right of the line is better.")
+    others = pd.concat([frame] * 9).assign(config=[f"a{n}-4bits" for n in range(9 * len(frame))])
+    far = frame[frame["config"] == "greedy-4bits"].assign(difference=-0.9, low=-0.95, high=-0.85)
+    figure = difference_bytes(pd.concat([others, far]), "movies")
+    labels = [data for data in figure.chart.to_dict()["datasets"].values() if "text" in data[0]]
+    assert [[row["arm"], row["text"]] for (row,) in labels] == [["greedy-4bits", "−90"]]
+    assert "a number at the edge is a difference outside of the axis" in figure.note
+
+
+def test_arms_and_references_may_have_hyphens(store: Path) -> None:
+    study = load_study(open_store(str(store)), "bitrank-test")
+    costs = planning_costs(store)
+    frame = arms_table(study, "movies", REFERENCES, costs)
+    names = {"exact-": "Plan-Q4-", "greedy-": "B-Q4-", "random-": "QA-LoRA-Q4-"}
+    for column in ("config", "baseline"):
+        frame[column] = frame[column].replace(names, regex=True)
+    drawn = difference_bytes(frame, "movies").chart.to_dict()["datasets"]
+    (rows,) = [data for data in drawn.values() if "arm" in data[0]]
+    assert {row["arm"] for row in rows} == {"B-Q4", "QA-LoRA-Q4"}
+
+
 def test_costs_count_planning_rates_and_training_and_bytes_left_of_the_budget(store: Path) -> None:
     study = load_study(open_store(str(store)), "bitrank-test")
     costs = planning_costs(store).assign(budget=lambda rows: 2**20 * rows["budget"], learning_rate=0.001)

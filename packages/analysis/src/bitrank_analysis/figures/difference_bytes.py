@@ -8,13 +8,17 @@ import pandas as pd
 from bitrank_analysis import phrasing
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.figures.theme import WIDE, Figure, colour, shape
+from bitrank_analysis.metrics import metric_of
 
+LayeredChart = alt.LayerChart | alt.FacetChart  # what altair's `layer(…).properties(…)` may return
 _SPREAD = 0.012  # shift between two arms of one budget, as a share of its bytes
+_FAR = 3.0  # times the difference of nine arms in ten: beyond it an arm would hide the others' differences
 
 
 def difference_bytes(frame: pd.DataFrame, task: str) -> Figure:
-    """Each arm's difference from the reference of its budget, with the interval, against MiB of the budget.
+    """Each arm's difference from the reference of its budget, with the interval.
 
+    Several budgets are drawn along their MiB; of one budget every arm has a row, ordered by its difference.
     ``frame`` is that of :func:`~bitrank_analysis.report.planners.arms_table`; arms without a budget are left
     out. Raises :class:`AnalysisError` if no arm was compared.
     """
@@ -24,36 +28,81 @@ def difference_bytes(frame: pd.DataFrame, task: str) -> Figure:
             f"expected an arm of {task} beside the reference of its budget, got none; run another arm"
         )
     metric = str(pairs["metric"].iloc[0])
-    names = zip(pairs["config"], pairs["baseline"], strict=True)
-    rows = pd.DataFrame({"arm": [_arm(name, base) for name, base in names]})
+    rows = pd.DataFrame({"arm": list(pairs["config"])})
     for column in ("difference", "low", "high"):
         rows[column] = [phrasing.change(float(value), metric) for value in pairs[column]]
+    references = list(dict.fromkeys(pairs["baseline"]))
+    note = (
+        f"{task}: arm minus the reference of the same budget ({', '.join(references)}), "
+        "with 95 % intervals over examples and seeds; "
+    )
+    if len(references) == 1:
+        chart, remark = _rows(rows, metric)
+    else:
+        rows["arm"] = _without_budget(pairs, references)
+        chart, remark = (
+            _along_bytes(rows, list(pairs["budget"]), metric),
+            "arms of one budget are side by side.",
+        )
+    return Figure(f"difference-bytes-{task}", "Planners at equal bytes", chart, note + remark, wide=True)
+
+
+def _along_bytes(rows: pd.DataFrame, budgets: list[float], metric: str) -> LayeredChart:
     arms = sorted(set(rows["arm"]))
     places = [arms.index(arm) - (len(arms) - 1) / 2 for arm in rows["arm"]]
-    rows["mib"] = [
-        budget / 2**20 * (1 + _SPREAD * place) for budget, place in zip(pairs["budget"], places, strict=True)
-    ]
+    mib = [budget / 2**20 * (1 + _SPREAD * place) for budget, place in zip(budgets, places, strict=True)]
     x = alt.X("mib:Q", title="Budget of model and adapters, MiB", scale=alt.Scale(zero=False, padding=20))
     title = f"Difference from the reference, {phrasing.unit(metric)}"
-    base = alt.Chart(rows).encode(x=x, color=colour(arms, "arm"))
-    chart = alt.layer(
+    base = alt.Chart(rows.assign(mib=mib)).encode(x=x, color=colour(arms, "arm"))
+    chart: LayeredChart = alt.layer(
         alt.Chart(pd.DataFrame({"zero": [0.0]})).mark_rule(style="guide").encode(y="zero:Q"),
         base.mark_line(strokeWidth=0.8, opacity=0.5).encode(y=alt.Y("difference:Q", title=title)),
         base.mark_rule(strokeWidth=1.2).encode(y="low:Q", y2="high:Q"),
         base.mark_point(filled=True, size=45, opacity=1).encode(y="difference:Q", shape=shape(arms, "arm")),
     ).properties(width=WIDE, height=260)
-    references = ", ".join(dict.fromkeys(pairs["baseline"]))
-    note = (
-        f"{task}: arm minus the reference of the same budget ({references}), "
-        "with 95 % intervals over examples and seeds; arms of one budget are drawn side by side."
-    )
-    return Figure(f"difference-bytes-{task}", "Planners at equal bytes", chart, note, wide=True)
+    return chart
 
 
-def _arm(config: str, baseline: str) -> str:
-    """The arm's name without the budget, which is the common end of both configs."""
-    budget = baseline.partition("-")[2]
-    for start in range(len(budget)):
-        if config.endswith(f"-{budget[start:]}") and (start == 0 or budget[start - 1] == "-"):
-            return config.removesuffix(f"-{budget[start:]}")
-    return config
+def _rows(rows: pd.DataFrame, metric: str) -> tuple[LayeredChart, str]:
+    """The chart of one budget, and the remark on its direction.
+
+    An arm far outside of the others is drawn at the edge, with its difference as text.
+    """
+    higher = metric_of(metric).higher_is_better
+    ordered = rows.sort_values("difference", ascending=not higher, ignore_index=True)
+    limit = _FAR * float(ordered["difference"].abs().quantile(0.9))
+    near = ordered[ordered["difference"].abs() <= limit]
+    domain = [min(0.0, float(near["low"].min())), max(0.0, float(near["high"].max()))]
+    far = ordered[ordered["difference"].abs() > limit]
+    far = far.assign(text=[phrasing.signed(value, 0) for value in far["difference"]])
+    y = alt.Y("arm:N", sort=list(ordered["arm"]), title=None)
+    scale = alt.Scale(domain=domain, clamp=True, nice=True)
+    x = alt.X("difference:Q", scale=scale, title=f"Difference from the reference, {phrasing.unit(metric)}")
+    base = alt.Chart(ordered).encode(y=y)
+    layers = [
+        alt.Chart(pd.DataFrame({"zero": [0.0]})).mark_rule(style="guide").encode(x="zero:Q"),
+        base.mark_rule(strokeWidth=1.2).encode(x="low:Q", x2="high:Q"),
+        base.mark_point(filled=True, size=45, opacity=1).encode(x=x),
+    ]
+    for side, align, shift in ((far["difference"] > 0, "right", -6), (far["difference"] < 0, "left", 6)):
+        if side.any():
+            text = alt.Chart(far[side]).mark_text(align=align, dx=shift)
+            layers.append(text.encode(x=x, y=y, text="text:N"))
+    chart: LayeredChart = alt.layer(*layers).properties(width=WIDE, height=alt.Step(15))
+    better = "right" if higher else "left"
+    edge = "; a number at the edge is a difference outside of the axis" if len(far) else ""
+    return chart, f"{better} of the line is better{edge}."
+
+
+def _without_budget(pairs: pd.DataFrame, references: list[str]) -> list[str]:
+    """Names of arms without the budget at their end.
+
+    The references are one arm at several budgets, so the budgets are what they do not begin with alike.
+    """
+    parts = [name.split("-") for name in references]
+    shared = next(n for n in range(min(map(len, parts))) if len({part[n] for part in parts}) > 1)
+    ends = {name: "-" + "-".join(part[shared:]) for name, part in zip(references, parts, strict=True)}
+    return [
+        config.removesuffix(ends[baseline])
+        for config, baseline in zip(pairs["config"], pairs["baseline"], strict=True)
+    ]
