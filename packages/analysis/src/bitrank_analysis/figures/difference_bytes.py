@@ -84,10 +84,11 @@ def _rows(rows: pd.DataFrame, metric: str) -> tuple[LayeredChart, str]:
         base.mark_rule(strokeWidth=1.2).encode(x="low:Q", x2="high:Q"),
         base.mark_point(filled=True, size=45, opacity=1).encode(x=x),
     ]
-    for side, align, shift in ((far["difference"] > 0, "right", -6), (far["difference"] < 0, "left", 6)):
-        if side.any():
-            text = alt.Chart(far[side]).mark_text(align=align, dx=shift)
-            layers.append(text.encode(x=x, y=y, text="text:N"))
+    above, below = far[far["difference"] > 0], far[far["difference"] < 0]
+    if len(above):
+        layers.append(alt.Chart(above).mark_text(align="right", dx=-6).encode(x=x, y=y, text="text:N"))
+    if len(below):
+        layers.append(alt.Chart(below).mark_text(align="left", dx=6).encode(x=x, y=y, text="text:N"))
     chart: LayeredChart = alt.layer(*layers).properties(width=WIDE, height=alt.Step(15))
     better = "right" if higher else "left"
     edge = "; a number at the edge is a difference outside of the axis" if len(far) else ""
