@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,8 +82,14 @@ class Study:
         return read_predictions(self.database, run_id).df()
 
 
-def load_study(database: duckdb.DuckDBPyConnection, experiment: str | None = None) -> Study:
+def load_study(
+    database: duckdb.DuckDBPyConnection,
+    experiment: str | None = None,
+    rates: Mapping[tuple[str, str], float] | None = None,
+) -> Study:
     """Load ``experiment``, or the only experiment with runs of bitrank, as a study.
+
+    ``rates``: learning rate by (config, task); runs of these with another rate are left out.
 
     Columns of ``runs``: run_id, run_name, config, task, seed, model, kind, metric, higher_is_better, quality,
     zero (quality before training, NaN where not measured), loss (nats), model_mib, adapter_mib (at the end of
@@ -101,6 +109,8 @@ def load_study(database: duckdb.DuckDBPyConnection, experiment: str | None = Non
     rows["stale"] = _stale(rows)
     other_data = _read_other_data(database, rows)
     rows.loc[other_data, "problem"] = "finished on other data than the newest run of its task"
+    other_rate = (rows["problem"] == "") & _have_other_rate(database, rows, rates or {})
+    rows.loc[other_rate, "problem"] = "finished with another learning rate than the study chose"
     good = rows[rows["problem"] == ""]
     good = good.assign(settings=good["run_id"].map(unusual_settings(database, good)).astype(object))
     usual_last = good.sort_values("settings", key=lambda column: column == "", kind="stable")
@@ -116,6 +126,21 @@ def load_study(database: duckdb.DuckDBPyConnection, experiment: str | None = Non
         database,
         notes,
     )
+
+
+def _have_other_rate(
+    database: duckdb.DuckDBPyConnection, rows: pd.DataFrame, rates: Mapping[tuple[str, str], float]
+) -> pd.Series:
+    """Mark runs whose learning rate is not that of their config and task in ``rates``."""
+    query = "SELECT run_id, value FROM params WHERE key = 'learning_rate'"
+    found = dict(database.execute(query).fetchall()) if rates else {}
+
+    def differs(run_id: str, cell: tuple[str, str]) -> bool:
+        known = run_id in found and cell in rates
+        return known and not math.isclose(float(found[run_id]), rates[cell], rel_tol=1e-6)
+
+    cells = zip(rows["run_id"], zip(rows["config"], rows["task"], strict=True), strict=True)
+    return pd.Series([differs(run_id, cell) for run_id, cell in cells], index=rows.index, dtype=bool)
 
 
 def _stale(rows: pd.DataFrame) -> pd.Series:

@@ -184,3 +184,19 @@ def test_arms_above_their_budget_are_named_with_their_share(store: Path) -> None
     (store / "above.json").write_text(json.dumps(costs))
     text = planners_report(str(store), "bitrank-test", REFERENCES, store / "above.json", store)
     assert "Above the budget at the end: greedy-4bits by 20,971,520 bytes (25.0 %)." in text
+
+
+def test_runs_at_a_rate_that_is_no_longer_chosen_are_left_out(maker: Any, store: Path) -> None:
+    """A study that is repeated with other rates has runs of both; the newer need not be the better ones."""
+    metrics = {"zero/acc": 0.5, "model/mib": 99.0, "lora/mib": 1.0, "time/total_s": 60.0}
+    for rate, accuracy in (("0.001", 0.3), ("0.003", 0.4)):
+        right = [number < 400 * accuracy for number in range(400)]
+        figures = {**metrics, "eval/acc": accuracy}
+        maker.classifier("late-4bits", right, metrics=figures, params={"learning_rate": rate})
+    costs = json.loads((store / "costs.json").read_text())
+    for rate, accuracy in ((0.001, 0.3), (0.003, 0.4)):
+        late = {**costs["plans"][0], "config": "late-4bits", "learning_rate": rate}
+        (store / "late.json").write_text(json.dumps({**costs, "plans": [*costs["plans"], late]}))
+        text = planners_report(str(store), "bitrank-test", REFERENCES, store / "late.json", store)
+        (row,) = [line for line in text.splitlines() if line.startswith("| late-4bits | exact-4bits |")]
+        assert f"| {accuracy} |" in row and f"| {rate} |" in row

@@ -48,9 +48,11 @@ def planners_report(store: str, experiment: str, references: Sequence[str], cost
     planning and of choosing the learning rate of each arm, ``left_out`` the arms without a plan, with the
     reason. Raises :class:`~bitrank_analysis.errors.AnalysisError` as :func:`load_study` does.
     """
-    study = load_study(open_store(store), experiment)
     data = json.loads(costs.read_text())
     planning_costs = pd.DataFrame(data["plans"], columns=_COSTS)
+    chosen = planning_costs.dropna(subset=["learning_rate"])
+    rates = {(row.config, row.task): float(row.learning_rate) for row in chosen.itertuples()}
+    study = load_study(open_store(store), experiment, rates)
     parts = [f"# {experiment}", *study.notes]
     for task in sorted(set(study.runs["task"])):
         finished = set(study.runs.loc[study.runs["task"] == task, "config"])
