@@ -181,6 +181,21 @@ def test_generation_counts_the_keys_and_values_of_prompt_and_text() -> None:
     assert prompt.peak > cached + logits and prompt.products > 0
 
 
+def test_generation_of_a_model_that_computes_all_logits_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As models with code of their own: their forward has no keyword for the positions of logits."""
+    stage = stage_of(spec_of("toy_instructions"))
+    last = stage.generate((5, 30), 30)
+    base = stage.model.get_base_model()
+    whole = type(base).forward
+
+    def forward(self, input_ids=None, attention_mask=None, use_cache=None, **rest):
+        return whole(self, input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache, **rest)
+
+    monkeypatch.setattr(type(base), "forward", forward)
+    other_positions = 5 * 29 * stage.model.config.vocab_size * 4
+    assert stage.generate((5, 30), 30).peak == last.peak + other_positions
+
+
 @pytest.mark.parametrize("task", ["toy_instructions", "toy_summaries"])
 def test_a_forecast_covers_the_generation_of_texts(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_of(task)

@@ -5,6 +5,7 @@ The dry run counts the bytes that are alive at the same time and the matrix prod
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from bitrank_adapters import is_norm
 from bitrank_data import full_batch
 from bitrank_quant import Decode, decoder
 from bitrank_trainer import Objective, trainable
-from torch import Tensor, nn
+from torch import nn
 
 from bitrank.errors import UserError
 from bitrank.forecast.live_bytes import LiveBytes
@@ -76,13 +77,14 @@ class Stage:
         """
         self.model.eval()
         ids_BT = torch.ones(shape, dtype=torch.long, device="meta")
-        inputs: dict[str, Tensor] = {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)}
-        last = {"logits_to_keep": 1}
+        inputs: dict[str, Any] = {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)}
         if self.model.config.is_encoder_decoder:
             inputs["decoder_input_ids"] = ids_BT[:, :1]
-            last = {}
+        # As transformers decides whether only the last position's logits are computed.
+        if "logits_to_keep" in inspect.signature(self.model.get_base_model().forward).parameters:
+            inputs["logits_to_keep"] = 1
         with torch.no_grad(), _by_shapes_alone(self.model), LiveBytes() as live:
-            outputs = self.model(**inputs, **last, use_cache=True)
+            outputs = self.model(**inputs, use_cache=True)
             cached = live.now
         del outputs
         return Pass(live.peak + math.ceil(cached * new_tokens / shape[1]), len(live.products))

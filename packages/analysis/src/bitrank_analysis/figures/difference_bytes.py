@@ -37,7 +37,7 @@ def difference_bytes(frame: pd.DataFrame, task: str) -> Figure:
         "with 95 % intervals over examples and seeds; "
     )
     if len(references) == 1:
-        chart, remark = _rows(rows, metric)
+        chart, remark = _one_row_per_arm(rows, metric)
     else:
         rows["arm"] = _without_budget(pairs, references)
         chart, remark = (
@@ -63,7 +63,7 @@ def _along_bytes(rows: pd.DataFrame, budgets: list[float], metric: str) -> Layer
     return chart
 
 
-def _rows(rows: pd.DataFrame, metric: str) -> tuple[LayeredChart, str]:
+def _one_row_per_arm(rows: pd.DataFrame, metric: str) -> tuple[LayeredChart, str]:
     """The chart of one budget, and the remark on its direction.
 
     An arm far outside of the others is drawn at the edge, with its difference as text.
