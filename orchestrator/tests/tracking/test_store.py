@@ -90,6 +90,25 @@ def test_a_file_of_another_program_is_rejected_under_any_path(tmp_path: Path) ->
         has_store(path)
 
 
+@pytest.mark.parametrize(
+    ("profile", "stored"), [("smoke", {"adapter", "checkpoint"}), ("smoke-rates", set[str]())]
+)
+def test_weights_are_stored_unless_the_run_only_chooses_a_learning_rate(
+    tmp_path: Path, profile: str, stored: set[str]
+) -> None:
+    store, folder = str(tmp_path / "runs"), tmp_path / "work"
+    spec = replace(make_spec(PROFILES["smoke"], "B-FP", "toy_sentences"), profile=profile)
+    for name in ("adapter", "checkpoint"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "weights").write_bytes(b"w")
+    seal(folder, {"eval/acc": 0.5})
+    log = Tracker(open_store(store), store, profile).open(spec, None)
+    log.close(folder, "FINISHED", {})
+    artifacts = tmp_path / "runs" / "artifacts" / f"bitrank-{profile}" / log.run_id / "artifacts"
+    assert {path.name for path in artifacts.iterdir() if path.is_dir()} == stored
+    assert (artifacts / "result.json").is_file()
+
+
 def test_an_old_store_without_digests_and_file_uris_is_read_and_listed(tmp_path: Path) -> None:
     store = str(tmp_path / "runs")
     client = open_store(store)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bitrank.spec.run_spec import RunSpec
+from bitrank.tracking.mlflow_tracker import RATES
 from bitrank.tracking.run_state import StoredRun
 
 SEED = 1000  # of the runs of the grid
@@ -54,7 +55,7 @@ def grid_specs(specs: Sequence[RunSpec], factors: Sequence[float], share: float 
     return [
         replace(
             shortened(spec, share),
-            profile=f"{spec.profile}-rates",
+            profile=spec.profile + RATES,
             seed=SEED,
             learning_rate=float(f"{spec.learning_rate * factor:.3g}"),
         )

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment, Run
 
+# Ending of a profile whose runs only choose learning rates: nobody continues or exports them, and a grid has
+# several times as many as the study, so their weights are not stored.
+RATES = "-rates"
 _BATCH = 900  # MLflow accepts 1,000 entries per call
 _FILES = (
     "spec.json",
@@ -120,7 +123,7 @@ class Tracker:
             for tag in {"failure", "finding"} & set(self.client.get_run(run_id).data.tags):
                 self.client.delete_tag(run_id, tag)  # failures of the last attempt
             self.client.update_run(run_id, status="RUNNING")
-        return RunLog(self.client, run_id)
+        return RunLog(self.client, run_id, with_weights=not spec.profile.endswith(RATES))
 
     def is_running(self, spec_id: str) -> bool:
         """Whether the store has the status RUNNING for a spec's run."""
@@ -146,11 +149,14 @@ class Tracker:
 
 
 class RunLog:
-    """Writes one run: batches of points during the run, artifacts and the true status at its end."""
+    """Writes one run: batches of points during the run, artifacts and the true status at its end.
 
-    def __init__(self, client: MlflowClient, run_id: str) -> None:
+    ``with_weights``: the artifacts include the adapter and the last checkpoint.
+    """
+
+    def __init__(self, client: MlflowClient, run_id: str, with_weights: bool = True) -> None:
         self.run_id = run_id
-        self._client = client
+        self._client, self._with_weights = client, with_weights
         known = client.get_run(run_id).data.metrics
         self._logged = {
             (key, point.step) for key in known for point in client.get_metric_history(run_id, key)
@@ -184,7 +190,7 @@ class RunLog:
         if status == "FINISHED" and is_complete(folder) and (folder / "ranks.json").exists():
             self._log_images(folder)
         for name in ("adapter", "checkpoint"):
-            if status == "FINISHED" and (folder / name).is_dir():
+            if self._with_weights and status == "FINISHED" and (folder / name).is_dir():
                 self._client.log_artifacts(self.run_id, str(folder / name), name)
         self._client.set_terminated(self.run_id, status)
 
