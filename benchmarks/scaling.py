@@ -23,13 +23,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median, quantiles
 
-from growing import HORIZON, SIZES, copy_runs, database_bytes, draw, fit
-from harness import RESULTS, Figures, SideFailed, table, write_section
+from growing import SIZES, copy_runs, database_bytes, draw
+from harness import RESULTS, SideFailed, write_section
 from reading import read_times
 from replay import Load, Template, load, read_template
-from servers import WORKERS, Server, postgres, postgres_programs, tracking_server
+from scaling_report import LOAD_HEAD, Found, load_cells, report_text
+from servers import Server, postgres, postgres_programs, tracking_server
 
 LEVELS = (1, 4, 16)
 STORES = DIRECT, SERVED, POSTGRES = ("sqlite", "server on sqlite", "server on postgres")
@@ -49,16 +49,6 @@ class Store:
         return {name: server.cpu_seconds() for name, server in self.servers.items()}
 
 
-@dataclass
-class Found:
-    """Measurements: loads by (store, writers, runs in the store), sizes in MiB, reads by (store, query)."""
-
-    loads: dict[tuple[str, int, int], Load | str] = field(default_factory=dict)
-    sizes: dict[tuple[str, str], dict[int, float]] = field(default_factory=dict)
-    reads: dict[tuple[str, str], dict[int, Figures]] = field(default_factory=dict)
-    artifacts: dict[str, float] = field(default_factory=dict)
-
-
 def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that context managers stop the servers
     arguments = _parser().parse_args()
@@ -70,7 +60,7 @@ def main() -> int:
         found = Found()
         for store in _stores(folder, arguments.stores):
             _measure(store, templates, arguments, found)
-        text = _text(here, templates, found)
+        text = report_text(here, templates, found)
     draw(
         found.sizes,
         {name: {runs: one["cpu"] for runs, one in points.items()} for name, points in found.reads.items()},
@@ -258,113 +248,9 @@ def _write(store: Store, templates: Sequence[Template], writers: int, runs: int,
     except SideFailed as failure:
         print(f"{store.name}, {writers} writers: failed: {failure}", flush=True)
         return str(failure)
-    cells = ", ".join(f"{name} {cell}" for name, cell in zip(_LOAD_HEAD[3:], _load_cells(done), strict=True))
+    cells = ", ".join(f"{name} {cell}" for name, cell in zip(LOAD_HEAD[3:], load_cells(done), strict=True))
     print(f"{store.name}, {writers} writers: {done.runs} runs in {done.seconds:.1f} s: {cells}", flush=True)
     return done
-
-
-def _text(here: str, templates: Sequence[Template], found: Found) -> str:
-    count, profile = len(templates), templates[0].spec.profile
-    points, sent = (
-        sum(values) / count for values in ([t.points for t in templates], [len(t.batches) for t in templates])
-    )
-    names = sorted(
-        {path.name for template in templates for path in template.folder.iterdir()}
-        - {".lock", "events.jsonl"}
-    )
-    artifacts = ", ".join(f"{name} {size / 2**20:.2f} MiB" for name, size in found.artifacts.items())
-    about = (
-        f"A run of profile {profile}, the mean of {', '.join(t.spec.run_name for t in templates)}: "
-        f"{points:,.0f} metric points, sent in {sent:,.0f} batches while it trains. "
-        f"Files of a run ({', '.join(names)}): {artifacts}."
-    )
-    writing = ["### Written by several at once", _loads(found), _LOADS]
-    growing = ["### Growth", "![size and time against runs](figures/scaling.png)", _growth(found), _GROWTH]
-    return "\n\n".join(["## A thousand runs, a hundred thousand", here, about, *writing, *growing])
-
-
-_LOADS = f"""Runs are written without training in between, so this is the highest load that the store
-supports. The server has {WORKERS} workers, as in docker/compose.yaml; writers, server and database share this
-machine. Milliseconds are those of one `log_batch` call of a writer. CPU: seconds of processor time per run,
-including its files."""
-_GROWTH = f"""Measured at the sizes in the head; the line minimises relative errors; *off* is its largest
-relative error. **At {HORIZON:,} runs the line is extrapolated, not measured.** *states*: the first query of
-`bitrank matrix`; *list*: `bitrank list`; *report*: opening the store as views and querying the widest one, as
-`bitrank report` and `bitrank sql` do first. New processes, imports not counted."""
-_LOAD_HEAD = (
-    "store",
-    "runs there",
-    "writers",
-    "runs an hour",
-    "calls a run",
-    "`log_batch` calls/s",
-    "median ms",
-    "p95 ms",
-    "CPU mlflow",
-    "CPU postgres",
-    "CPU writer",
-)
-
-
-def _loads(found: Found) -> str:
-    rows = [
-        [name, f"{there:,}", str(writers), *_load_cells(done)]
-        for (name, writers, there), done in found.loads.items()
-    ]
-    return table(_LOAD_HEAD, rows)
-
-
-def _load_cells(done: Load | str) -> list[str]:
-    if isinstance(done, str):
-        return [f"failed: {done[:80]}", *["–"] * 7]
-    p95 = quantiles(done.log_batch, n=20)[-1]
-    cpu = [
-        f"{done.cpu[name] / done.runs:.2f}" if name in done.cpu else "–"
-        for name in ("mlflow", "postgres", "writers")
-    ]
-    return [
-        f"{3600 * done.runs / done.seconds:,.0f}",
-        f"{done.calls / done.runs:,.0f}",
-        f"{len(done.log_batch) / done.seconds:,.0f}",
-        f"{1000 * median(done.log_batch):,.1f}",
-        f"{1000 * p95:,.1f}",
-        *cpu,
-    ]
-
-
-def _growth(found: Found) -> str:
-    rows = [
-        _growth_cells(f"{name}: MiB in tables and indexes", points)
-        for (name, _), points in found.sizes.items()
-    ]
-    for unit, key in (("CPU seconds", "cpu"), ("seconds", "seconds"), ("peak MiB", "peak_mib")):
-        rows += [
-            _growth_cells(f"{name}: {what}, {unit}", {runs: figures[key] for runs, figures in points.items()})
-            for (name, what), points in found.reads.items()
-        ]
-    sizes = next(iter(found.sizes.values()))
-    return table(
-        (
-            "what",
-            *(f"{runs:,} runs" for runs in sizes),
-            "line, n runs",
-            "off",
-            f"{HORIZON:,} runs, extrapolated",
-        ),
-        rows,
-    )
-
-
-def _growth_cells(name: str, points: dict[int, float]) -> list[str]:
-    line = fit(points)
-    measured = [f"{value:,.2f}" if value < 100 else f"{value:,.0f}" for value in points.values()]
-    return [
-        name,
-        *measured,
-        f"{line.fixed:.3g} + {line.each:.3g}·n",
-        f"{100 * line.off:.0f} %",
-        f"{line.at(HORIZON):,.0f}",
-    ]
 
 
 if __name__ == "__main__":
