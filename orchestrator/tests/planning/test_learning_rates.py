@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import replace
 
 import pytest
 from bitrank.planning.learning_rates import (
-    LEAST_STEPS,
     SEED,
     choose_rates,
     grid_specs,
     rate_rows,
-    shortened,
     with_rates,
 )
-from bitrank.spec.configs import find_config
-from bitrank.spec.rule_interface import AttachOptions
 from bitrank.spec.run_spec import RunSpec
-from bitrank.spec.tiny_models import TINY
 from bitrank.tracking.run_state import StoredRun
-from bitrank_adapters import AdapterScale
-from bitrank_quant import block_matrices
 
 ARMS = [
     RunSpec(config, "toy_sentences", "tiny", seed=seed, profile="study", steps=10, learning_rate=1e-3)
@@ -44,24 +36,10 @@ def test_grid_has_a_seed_and_an_experiment_of_its_own() -> None:
     assert {spec.profile for spec in grid} == {"study-rates"}
 
 
-def test_shortened_grid_validates_after_its_last_step() -> None:
-    arm = replace(ARMS[0], steps=100)
-    (spec,) = grid_specs([arm], (1.0,), share=0.3)
-    assert (spec.steps, spec.eval_every, spec.test_windows, arm.steps) == (30, 30, None, 100)
-    assert shortened(replace(arm, test_windows=2), 0.3).test_windows == 1
-    epochs = replace(arm, steps=None, epochs=2)
-    assert shortened(epochs, 0.3) == epochs
-
-
-@pytest.mark.parametrize(("steps", "kept"), [(30, 10), (10, 10), (5, 5)])
-def test_shortened_grid_keeps_the_steps_that_pruned_ranks_need(steps: int, kept: int) -> None:
-    """Every rule of a study that prunes ranks can train for so many steps."""
-    assert shortened(replace(ARMS[0], steps=steps), 0.3).steps == kept
-    model = TINY["tiny-llama"]()
-    options = AttachOptions(AdapterScale(), [], seed=0, total_steps=LEAST_STEPS)
-    for config in ("B-Ada", "DoRA-Dynamic-Q4", "ARD-LoRA-Q4"):
-        rule = find_config(config).rank
-        rule.attach(copy.deepcopy(model), rule.assign_ranks(block_matrices(model)), options)
+def test_grid_runs_are_as_long_as_those_of_the_arm() -> None:
+    arm = replace(ARMS[0], steps=100, eval_every=50)
+    (spec,) = grid_specs([arm], (1.0,))
+    assert spec == replace(arm, profile="study-rates", seed=SEED)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,14 @@ import pytest
 from bitrank.cli.main import main
 from bitrank.planning.planner_studies import STUDIES, find_study, profile_of
 from bitrank.planning.study_plans import _longest_first, check_arms
+from bitrank.spec.configs import find_config
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
+from bitrank.spec.rule_interface import AttachOptions
+from bitrank.spec.task_kinds import TASK_KINDS
+from bitrank.spec.tiny_models import TINY
+from bitrank_adapters import AdapterScale
+from bitrank_quant import block_matrices
 
 SMOKE = ("--quick", "--profile", "smoke", "--tasks", "toy_sentences", "--budgets", "9bits")
 ARGUMENTS = ("study", "three-bits", *SMOKE, "--arms", "exact,adalora")
@@ -43,6 +49,16 @@ def test_quick_study_only_shortens_runs() -> None:
     assert (spec.steps, spec.epochs) == (100, None), "epochs are replaced by steps"
     whole = profile_of("allocators", find_profile("laptop"), quick=False)
     assert whole.by_kind == find_profile("laptop").by_kind and whole.name == "allocators"
+
+
+@pytest.mark.parametrize("config", ["B-Ada", "DoRA-Dynamic-Q4", "ARD-LoRA-Q4"])
+def test_quick_runs_have_the_steps_that_pruned_ranks_need(config: str) -> None:
+    """Every rule that prunes ranks can be attached for so many steps."""
+    model, rule = TINY["tiny-llama"](), find_config(config).rank
+    options = AttachOptions(
+        AdapterScale(), [], seed=0, total_steps=min(k.quick_steps for k in TASK_KINDS.values())
+    )
+    rule.attach(model, rule.assign_ranks(block_matrices(model)), options)
 
 
 def test_longest_searches_are_planned_first() -> None:

@@ -182,7 +182,7 @@ def _tuned(
     measured = specs if study.rates else [spec for spec in specs if spec.config in longer]
     if not measured:
         return specs, {}
-    grid = grid_specs(measured, study.rates or (1.0,), study.rate_share)
+    grid = grid_specs(measured, study.rates or (1.0,))
     jobs = run_study(grid, dataclasses.replace(options, results=options.results / "rates"), Progress)
     executed = [job.spec for job in jobs]  # with the digests of hub models
     tracker, _ = open_jobs(executed, options)

@@ -16,8 +16,6 @@ from bitrank.tracking.mlflow_tracker import RATES
 from bitrank.tracking.run_state import StoredRun
 
 SEED = 1000  # of the runs of the grid
-# Of a shortened run. Fewer are mostly warm-up, and arms that prune ranks have no step left for it.
-LEAST_STEPS = 10
 LOSS = "val/loss"  # metric by which a rate is chosen: at the last validation, which is after the last step
 Cell = tuple[str, str]  # config and task of a run
 
@@ -44,17 +42,17 @@ def cell_of(spec: RunSpec) -> Cell:
     return spec.config, spec.task_name
 
 
-def grid_specs(specs: Sequence[RunSpec], factors: Sequence[float], share: float = 1.0) -> list[RunSpec]:
+def grid_specs(specs: Sequence[RunSpec], factors: Sequence[float]) -> list[RunSpec]:
     """Return the runs of the grid: each arm and task of ``specs`` at its learning rate × each factor.
 
-    A run of the grid has ``share`` of the steps of its arm, with a validation at the end, or all epochs.
+    They are as long as the runs of the arm: shorter ones favour rates that are too high for these.
     """
     first: dict[Cell, RunSpec] = {}
     for spec in specs:
         first.setdefault(cell_of(spec), spec)
     return [
         replace(
-            shortened(spec, share),
+            spec,
             profile=spec.profile + RATES,
             seed=SEED,
             learning_rate=float(f"{spec.learning_rate * factor:.3g}"),
@@ -62,19 +60,6 @@ def grid_specs(specs: Sequence[RunSpec], factors: Sequence[float], share: float 
         for spec in first.values()
         for factor in factors
     ]
-
-
-def shortened(spec: RunSpec, share: float) -> RunSpec:
-    """Return ``spec`` with ``share`` of its steps and one validation, at the end; unchanged for share 1.
-
-    At least :data:`LEAST_STEPS` are kept. Of each text of language modelling one window is tested: the test
-    result of these runs decides nothing. A run of whole epochs stays unchanged.
-    """
-    if share == 1.0 or spec.steps is None:
-        return spec
-    steps = min(spec.steps, max(LEAST_STEPS, round(share * spec.steps)))
-    windows = None if spec.test_windows is None else 1
-    return replace(spec, steps=steps, eval_every=steps, test_windows=windows)
 
 
 def choose_rates(grid: Sequence[RunSpec], runs: Mapping[str, StoredRun]) -> dict[Cell, ChosenRate]:

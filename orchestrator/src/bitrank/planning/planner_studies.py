@@ -28,8 +28,7 @@ class PlannerStudy:
 
     ``configs`` are trained in addition, at their own bytes. A search may evaluate ``evaluations`` plans of
     ``tries`` steps each. ``rates`` are factors on the profile's learning rate among which that of each arm is
-    chosen; empty for the profile's own. A run of this grid has ``rate_share`` of the steps of a reported run.
-    ``quick`` replaces values of :data:`QUICK`.
+    chosen; empty for the profile's own. ``quick`` replaces values of :data:`QUICK`.
     """
 
     about: str
@@ -41,7 +40,6 @@ class PlannerStudy:
     evaluations: int = 48
     tries: int = 10
     rates: tuple[float, ...] = ()
-    rate_share: float = 1.0
     quick: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -115,13 +113,12 @@ STUDIES: dict[str, PlannerStudy] = {
         configs=_SIXTEEN_BITS,
         evaluations=24,
         rates=_HALF_DECADES,
-        # The default rate, the next one below, which starts from data need, and the next one above, which
-        # short trainings favour.
+        # The default rate and its neighbours, at the full length of the quick runs: shorter trainings favour
+        # high rates, with which single seeds of longer ones collapse.
         quick={
             "budgets": ("=B-Q4",),
             "configs": _SIXTEEN_BITS,
             "rates": _HALF_DECADES[1:4],
-            "rate_share": 0.3,
         },
     ),
 }

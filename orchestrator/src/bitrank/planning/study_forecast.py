@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -14,7 +14,6 @@ from bitrank.forecast.forecast import forecast
 from bitrank.forecast.workload import workload
 from bitrank.planning.budget import Sizes, parse_budget, sizes_of
 from bitrank.planning.equal_bytes import fit_arm
-from bitrank.planning.learning_rates import shortened
 from bitrank.planning.planner_studies import PlannerStudy
 from bitrank.planning.race import RACES
 from bitrank.planning.study_arms import find_study_arm
@@ -32,8 +31,7 @@ _CONFIG = "B-FP"  # the run whose time stands for all
 class TaskForecast:
     """``runs`` of ``seconds`` each on ``task``, and ``planning`` seconds of short trainings; by ``basis``.
 
-    ``trials`` further runs of ``trial_seconds`` each choose learning rates with fewer steps. ``unfit`` arms
-    and budgets have no run.
+    ``unfit`` arms and budgets have no run.
     """
 
     task: str
@@ -42,13 +40,11 @@ class TaskForecast:
     planning: float
     basis: str
     unfit: int = 0
-    trials: int = 0
-    trial_seconds: float = 0.0
 
     @property
     def total(self) -> float:
         """Seconds of all runs and short trainings, one after the other."""
-        return self.runs * self.seconds + self.trials * self.trial_seconds + self.planning
+        return self.runs * self.seconds + self.planning
 
 
 def forecast_study(
@@ -57,7 +53,7 @@ def forecast_study(
     """Return the forecast of each task; measuring the models and exact solutions are not counted.
 
     One run takes as long as one of B-FP, by the speed of finished runs in ``store`` or of this machine's
-    matrix products. A run of the grid of learning rates is a whole run, unless the study shortens it.
+    matrix products. A run of the grid of learning rates takes as long as others.
     """
     found = []
     for task in tasks:
@@ -66,14 +62,8 @@ def forecast_study(
         steps = workload(spec, Compute.of(spec).device).steps
         short = trained_steps(study) * len(study.budgets)
         unfit = _not_fitting(study, sizes_of(spec))
-        runs, trials, trial_seconds = run_count(study, unfit), 0, 0.0
-        if study.rate_share != 1.0:
-            trials = runs - run_count(replace(study, rates=()), unfit)
-            trial_seconds, _ = _time_of_run(shortened(spec, study.rate_share), store)
         planning = short * seconds / steps
-        found.append(
-            TaskForecast(task, runs - trials, seconds, planning, basis, unfit, trials, trial_seconds)
-        )
+        found.append(TaskForecast(task, run_count(study, unfit), seconds, planning, basis, unfit))
     return found
 
 
@@ -128,12 +118,6 @@ def _time_of_run(spec: RunSpec, store: str) -> tuple[float, str]:
     return parts.seconds, parts.basis
 
 
-def _trials_text(task: TaskForecast) -> str:
-    if not task.trials:
-        return ""
-    return f"; {task.trials} shorter runs of about {task.trial_seconds:,.0f} s that choose learning rates"
-
-
 def _unfit_text(task: TaskForecast) -> str:
     return f"; {task.unfit} pairs of arm and budget that do not fit" if task.unfit else ""
 
@@ -145,7 +129,7 @@ def forecast_lines(found: Sequence[TaskForecast], jobs: int) -> list[str]:
         lines.append(
             f"{task.task}: {task.runs} runs of about {task.seconds:,.0f} s ({task.basis}), and "
             f"{task.planning / 3600:.1f} h of short trainings by planners"
-            f"{_trials_text(task)}{_unfit_text(task)}"
+            f"{_unfit_text(task)}"
         )
     hours = sum(task.total for task in found) / 3600 / jobs
     lines.append(
