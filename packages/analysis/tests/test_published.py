@@ -37,9 +37,9 @@ def add(maker: Any, config: str, right: int, seeds: int = 3, bits: float = 4.5, 
         maker.classifier(config, [index < count for index in range(N)], seed=seed, metrics=metrics, **options)
 
 
-def finding(folder: Path, key: str) -> pd.DataFrame:
+def finding(folder: Path, key: str, kind: str = "classification") -> pd.DataFrame:
     study = load_study(open_store(str(folder)))
-    setting = Setting("classification", arms(study, "movies"))
+    setting = Setting(kind, arms(study, "movies"))
     found = findings_on_claims(load_arms(study, "movies"), setting)
     return found[found["claim"] == CLAIMS[key].text].reset_index(drop=True)
 
@@ -106,6 +106,20 @@ def test_claim_about_a_small_trained_share_needs_its_kind_of_task_and_share(
         add(maker, name, right, bits=16.0, figures={"lora/percent": 0.3})
     (row,) = finding(tmp_path, "adalora").itertuples()
     assert (row.finding, row.reason) == (NOT_TESTED, "needs a task of the kind question-answering")
+
+
+@pytest.mark.parametrize(("left", "expected"), [(500, SUPPORTED), (700, NOT_TESTED)])
+def test_parameters_that_pruning_leaves_are_the_trained_share(
+    maker: Any, tmp_path: Path, left: int, expected: str
+) -> None:
+    """A thousand parameters are 0.16 %: the half of them is below 0.1 %, seven tenths are not."""
+    for name, right, count, kept in (("B-Ada", 340, 1000, left), ("B-FP", 300, 500, 500)):
+        figures = {"lora/percent": 0.16 * count / 1000, "lora/params": count, "lora/mib": 2 * kept / 2**20}
+        add(maker, name, right, bits=16.0, figures=figures)
+    (row,) = finding(tmp_path, "adalora", "question-answering").itertuples()
+    assert row.finding == expected
+    if expected == NOT_TESTED:
+        assert row.reason == "trains 0.11 % and 0.08 %, not below 0.1 %"
 
 
 def test_every_claim_without_its_arms_is_named_as_not_tested(maker: Any, tmp_path: Path) -> None:

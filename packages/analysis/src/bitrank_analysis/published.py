@@ -36,6 +36,7 @@ _16_BITS = "B-FP"
 # Stored bits per parameter, with the scales of groups: 3-bit codes take up to 3.5.
 _TWO_TO_THREE = (2.0, 3.5)
 _FOUR = (4.0, math.inf)
+_ADAPTER_BYTES = 2  # per parameter of a stored adapter
 DIFFERENCE, SHARE = "difference", "share"  # statistics of a claim
 
 
@@ -47,8 +48,8 @@ class Claim:
     compared with the baseline of the same budget. ``supported_by`` and ``refuted_by`` are verdicts of the
     comparison that decide. With ``share`` the claim is that this share of the baseline's score is kept; the
     baseline may then be at its own bytes. Conditions: ``kinds`` of tasks (empty: all), percent of trained
-    parameters below ``trained_below``, stored bits per parameter of the candidate at least the first and
-    below the second of ``bits``.
+    parameters below ``trained_below`` (those left at the end, as in the AdaLoRA paper's tables), stored bits
+    per parameter of the candidate at least the first and below the second of ``bits``.
     """
 
     text: str
@@ -192,7 +193,7 @@ def _condition(claim: Claim, pair: tuple[str, str], table: pd.DataFrame) -> str:
     """The reason why ``pair`` is not under the claim's conditions; "" if it is."""
     by_config = table.set_index("config")
     if claim.trained_below is not None:
-        trained = [float(by_config.loc[name, "trainable_percent"]) for name in pair]
+        trained = [_trained_percent(by_config.loc[name]) for name in pair]
         if not max(trained) < claim.trained_below:
             return f"trains {trained[0]:.2f} % and {trained[1]:.2f} %, not below {claim.trained_below:g} %"
     low, high = claim.bits
@@ -201,6 +202,12 @@ def _condition(claim: Claim, pair: tuple[str, str], table: pd.DataFrame) -> str:
         expected = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
         return f"{pair[0]} stores {bits:.2f} bits per parameter, not {expected}"
     return ""
+
+
+def _trained_percent(arm: pd.Series) -> float:
+    """Trained parameters that are left when ranks are pruned, in percent of the model's parameters."""
+    left = arm["adapter_mib"] * 2**20 / _ADAPTER_BYTES
+    return float(arm["trainable_percent"] * left / arm["adapter_params"])
 
 
 def _of_difference(claim: Claim, pair: tuple[str, str], row: Any) -> dict[str, Any]:
