@@ -154,3 +154,14 @@ def test_forecast_ends_before_anything_is_planned(
 def test_unknown_arm_exits_with_2_and_the_nearest_name(capsys: Any) -> None:
     assert main(["study", "allocators", *SMOKE, "--arms", "exact,equal-computer"]) == 2
     assert "unknown arm 'equal-computer'; nearest: equal-compute" in capsys.readouterr().err
+
+
+def test_named_configs_in_16_bits_are_trained_at_their_own_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert (
+        main(["study", "three-bits", *SMOKE, "--arms", "exact,B-Q4,B-FP", "--jobs", "1", "--forecast"]) == 0
+    )
+    shown = capsys.readouterr().out
+    assert "toy_sentences: 3 runs of about" in shown and "do not fit" not in shown

@@ -51,7 +51,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     arms = parser.add_argument(
         "--arms",
         type=comma_separated,
-        help="comma-separated planners, arms and configs, each at every budget; no config at its own bytes",
+        help="comma-separated planners, arms and configs, each at every budget; configs in 16 bits are "
+        "trained at their own bytes",
     )
     list_names(arms, study_arms)
     parser.add_argument("--seeds", type=seeds, help="comma-separated")
@@ -124,7 +125,7 @@ def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
 
 def _study(arguments: argparse.Namespace) -> PlannerStudy:
     """The study that the arguments describe."""
-    from bitrank.planning.planner_studies import find_study
+    from bitrank.planning.planner_studies import SIXTEEN_BITS, find_study
     from bitrank.planning.study_plans import check_arms
 
     given: dict[str, Any] = {
@@ -134,7 +135,8 @@ def _study(arguments: argparse.Namespace) -> PlannerStudy:
     }
     if arguments.arms:
         check_arms(arguments.arms)
-        given["configs"] = ()
+        given["arms"] = tuple(name for name in arguments.arms if name not in SIXTEEN_BITS)
+        given["configs"] = tuple(name for name in arguments.arms if name in SIXTEEN_BITS)
     return dataclasses.replace(find_study(arguments.name, arguments.quick), **given)
 
 

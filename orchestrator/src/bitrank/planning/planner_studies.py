@@ -60,7 +60,7 @@ _HALF_DECADES = (0.1, 10**-0.5, 1.0, 10**0.5, 10.0)
 _RULE_CONFIGS = tuple(name for name in DEFAULT_CONFIGS if isinstance(CONFIGS[name], Config))
 
 # Arms that no low budget fits: they are compared at their own bytes.
-_SIXTEEN_BITS = tuple(
+SIXTEEN_BITS = tuple(
     name for name, arm in CONFIGS.items() if isinstance(arm, Config) and isinstance(arm.precision, Sixteen)
 )
 
@@ -110,14 +110,14 @@ STUDIES: dict[str, PlannerStudy] = {
         "Plan-Q4",
         SYSTEM_ARMS,
         ("=B-Q4", "3.5bits"),
-        configs=_SIXTEEN_BITS,
+        configs=SIXTEEN_BITS,
         evaluations=24,
         rates=_HALF_DECADES,
         # The default rate and its neighbours, at the full length of the quick runs: shorter trainings favour
         # high rates, with which single seeds of longer ones collapse.
         quick={
             "budgets": ("=B-Q4",),
-            "configs": _SIXTEEN_BITS,
+            "configs": SIXTEEN_BITS,
             "rates": _HALF_DECADES[1:4],
         },
     ),
