@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bitrank.cli.main import main
+from bitrank.planning.learning_rates import cell_of
 from bitrank.planning.planner_studies import STUDIES, find_study, profile_of
-from bitrank.planning.study_plans import _longest_first, check_arms
+from bitrank.planning.study_plans import _longest_first, check_arms, planning_costs
 from bitrank.spec.configs import find_config
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.rule_interface import AttachOptions
+from bitrank.spec.run_spec import RunSpec
 from bitrank.spec.task_kinds import TASK_KINDS
 from bitrank.spec.tiny_models import TINY
 from bitrank_adapters import AdapterScale
@@ -138,6 +141,12 @@ def test_study_with_a_grid_trains_each_arm_at_its_best_rate(
     assert {
         row["config"]: row for row in json.loads((folder / "planning.json").read_text())["plans"]
     } == costs
+
+
+def test_costs_of_a_config_at_its_own_bytes_are_those_of_its_learning_rate() -> None:
+    spec = RunSpec("B-FP", "toy_sentences", "tiny", steps=10, learning_rate=1e-3)
+    row = {"config": "B-FP", "task": "toy_sentences", "rates_s": 24.0, "learning_rate": 1e-3, "steps": 10}
+    assert planning_costs([spec, replace(spec, seed=1)], {cell_of(spec): 24.0}) == [row]
 
 
 def test_forecast_ends_before_anything_is_planned(

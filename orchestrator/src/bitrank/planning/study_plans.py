@@ -258,26 +258,33 @@ def trained_longer(spec: RunSpec, other_plan: str, seconds_per_step: float) -> R
 
 
 def planning_costs(specs: Sequence[RunSpec], rate_seconds: Mapping[Cell, float]) -> list[dict[str, Any]]:
-    """Return the costs and sizes of the plans of ``specs``, one row per plan.
+    """Return the costs and sizes of the plans of ``specs``, one row per arm and task.
 
-    ``rate_seconds`` are those of the runs of the grid of learning rates, by config and task.
+    ``rate_seconds`` are those of the runs of the grid of learning rates, by config and task. A config at its
+    own bytes has neither plan nor budget.
     """
     rows = []
-    for spec in {(spec.task, spec.plan): spec for spec in specs if spec.plan}.values():
-        data = json.loads(Path(str(spec.plan)).read_text())
-        seconds = data["planning_seconds"]
+    for cell, spec in {cell_of(spec): spec for spec in specs}.items():
         rows.append(
             {
                 "config": spec.config,
                 "task": spec.task_name,
-                "planned_bytes": data["bytes"],
-                "budget": data["budget"],
-                "measuring_s": seconds["measuring"],
-                "choosing_s": seconds["choosing"],
-                "rates_s": rate_seconds.get(cell_of(spec), 0.0),
+                **(_plan_costs(spec.plan) if spec.plan else {}),
+                "rates_s": rate_seconds.get(cell, 0.0),
                 "learning_rate": spec.learning_rate,
                 "steps": spec.steps,
-                "predicted_nats": data.get("predicted_added_loss"),
             }
         )
     return rows
+
+
+def _plan_costs(plan: str) -> dict[str, Any]:
+    data = json.loads(Path(plan).read_text())
+    seconds = data["planning_seconds"]
+    return {
+        "planned_bytes": data["bytes"],
+        "budget": data["budget"],
+        "measuring_s": seconds["measuring"],
+        "choosing_s": seconds["choosing"],
+        "predicted_nats": data.get("predicted_added_loss"),
+    }

@@ -173,6 +173,14 @@ def test_costs_count_planning_rates_and_training_and_bytes_left_of_the_budget(st
     assert frame.loc["B-FP", "total_s"].tolist() == [60, 60] and frame.loc["B-FP", "left_bytes"].isna().all()
 
 
+def test_arms_at_their_own_bytes_have_a_rate_and_its_cost_but_no_budget(store: Path) -> None:
+    study = load_study(open_store(str(store)), "bitrank-test")
+    chosen = pd.DataFrame([{"config": "B-FP", "task": "movies", "rates_s": 7.0, "learning_rate": 0.01}])
+    costs = pd.concat([planning_costs(store), chosen])
+    row = arms_table(study, "movies", REFERENCES, costs).set_index("config").loc["B-FP"].iloc[0]
+    assert (row["learning_rate"], row["total_s"]) == (0.01, 7 + 60) and pd.isna(row["budget"])
+
+
 def test_arms_above_their_budget_are_named_with_their_share(store: Path) -> None:
     costs = json.loads((store / "costs.json").read_text())
     for plan in costs["plans"]:

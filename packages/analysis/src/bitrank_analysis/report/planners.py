@@ -45,11 +45,14 @@ def planners_report(store: str, experiment: str, references: Sequence[str], cost
 
     ``references`` are configs, one per budget, with which the arms of that budget are compared (those without
     a finished run are left out). ``costs`` is a JSON file: ``plans`` has the budget and the seconds of
-    planning and of choosing the learning rate of each arm, ``left_out`` the arms without a plan, with the
-    reason. Raises :class:`~bitrank_analysis.errors.AnalysisError` as :func:`load_study` does.
+    planning and of choosing the learning rate of each arm (no budget and no planning for arms at their own
+    bytes), ``left_out`` the arms without a plan, with the reason. Raises
+    :class:`~bitrank_analysis.errors.AnalysisError` as :func:`load_study` does.
     """
     data = json.loads(costs.read_text())
     planning_costs = pd.DataFrame(data["plans"], columns=_COSTS)
+    figures = planning_costs.columns.difference(["config", "task"])
+    planning_costs[figures] = planning_costs[figures].astype(float)  # configs at their own bytes have gaps
     chosen = planning_costs.dropna(subset=["learning_rate"])
     rates = {(row.config, row.task): float(row.learning_rate) for row in chosen.itertuples()}
     study = load_study(open_store(store), experiment, rates)
