@@ -104,6 +104,14 @@ def add_paper(commands: Any) -> None:
         help="results of a study of planners, for a table and a figure of its own; repeatable",
     )
     parser.add_argument(
+        "--claims",
+        type=file_path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="results of a study whose findings complete the table of published claims; repeatable",
+    )
+    parser.add_argument(
         "--out",
         type=file_path,
         default=Path("paper/generated"),
@@ -193,7 +201,12 @@ def _paper(arguments: argparse.Namespace) -> int:
     from bitrank_analysis.paper import write_paper
 
     folder = write_paper(
-        arguments.store, arguments.out, _experiment(arguments), arguments.configs, arguments.planners
+        arguments.store,
+        arguments.out,
+        _experiment(arguments),
+        arguments.configs,
+        planners=arguments.planners,
+        published=arguments.claims,
     )
     print(f"paper inputs: {folder}")
     return 0

@@ -30,7 +30,7 @@ NOT_DECIDED = "not decided"
 NOT_TESTED = "not tested here"
 COLUMNS = [
     "claim", "source", "citation", "candidate", "baseline", "seeds", "statistic", "value", "low", "high",
-    "p_holm", "finding", "reason",
+    "p_holm", "finding", "reason", "metric",
 ]  # fmt: skip
 _16_BITS = "B-FP"
 # Stored bits per parameter, with the scales of groups: 3-bit codes take up to 3.5.
@@ -155,7 +155,7 @@ def findings_on_claims(
         else:
             rows.append(_of_share(claim, pair, arms, alpha, len(tested)))
     order = {claim.text: place for place, claim in enumerate(registry.values())}
-    frame = pd.DataFrame(rows, columns=COLUMNS)
+    frame = pd.DataFrame(rows, columns=COLUMNS).assign(metric=str(setting.arms["metric"].iloc[0]))
     return frame.sort_values("claim", key=lambda texts: texts.map(order), kind="stable", ignore_index=True)
 
 

@@ -21,6 +21,7 @@ from bitrank_analysis.paper.planners import (
     planners_table,
     read_planners,
 )
+from bitrank_analysis.paper.published import published_table, read_published
 from bitrank_analysis.paper.selection import select
 from bitrank_analysis.paper.values import values
 from bitrank_analysis.store import open_store
@@ -37,6 +38,7 @@ def write_paper(
     experiment: str | None = None,
     configs: Sequence[str] = ORDER,
     planners: Sequence[Path] = (),
+    published: Sequence[Path] = (),
 ) -> Path:
     """Write the inputs of the paper into ``out_folder``, replacing earlier ones; return the folder.
 
@@ -44,16 +46,18 @@ def write_paper(
     sentences; ``table-*.tex``, ``figure-*.tex`` and ``appendix-*.tex`` hold tables and figures. ``figures/``
     holds PDFs and ``tables/`` the tables as CSV. ``configs`` are the arms of the study.
     ``planners`` are results folders of studies of planners, which get a table and a figure of their own.
+    ``published`` are those of studies whose findings complete the table of published claims.
     Raises :class:`AnalysisError` if no config has finished, or a folder cannot be read or written.
     """
     study = select(load_study(open_store(store_uri), experiment), configs)
     evidence = [gather(study, str(task)) for task in sorted(study.runs["task"].unique())]
-    compared = read_planners(planners)
+    compared, findings = read_planners(planners), read_published(published)
     folder = Path(out_folder)
     try:
         _empty_folder(folder)
         texts = {
             **_texts(study, evidence),
+            "table-published": published_table(evidence, findings),
             **_figures(evidence, folder / "figures"),
             **_planners(compared, folder / "figures"),
         }
@@ -135,7 +139,6 @@ def _texts(study: Study, evidence: Sequence[Evidence]) -> dict[str, str]:
         "remarks": sentences([*study.notes, *gaps]),
         "table-arms": paper_tables.arms_table(evidence),
         "table-comparisons": paper_tables.comparisons_table(evidence),
-        "table-published": paper_tables.published_table(evidence),
         "table-factorial": paper_tables.factorial_table(evidence),
         "table-settings": paper_tables.settings_table(values(study, evidence), evidence),
     }

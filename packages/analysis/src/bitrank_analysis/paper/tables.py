@@ -13,8 +13,7 @@ from bitrank_analysis.evidence import Evidence
 from bitrank_analysis.figures.ranks import adaptive, final_ranks
 from bitrank_analysis.matrix_names import module_order
 from bitrank_analysis.metrics import metric_of
-from bitrank_analysis.paper.latex import Source, escape, tabular
-from bitrank_analysis.published import compared_text, result_text
+from bitrank_analysis.paper.latex import tabular
 from bitrank_analysis.statistics.verdicts import short
 
 Rows = list[list[str]]
@@ -169,27 +168,6 @@ def _effect(task: Evidence, row: dict[str, Any], several: bool) -> list[str]:
         *ps,
         short(row["verdict"]),
     ]
-
-
-def published_table(evidence: Sequence[Evidence]) -> str:
-    """What others claimed and what the runs show, by task; "" without a finding."""
-    found = [task for task in evidence if not task.published.empty]
-    if not found:
-        return ""
-    groups = [
-        (
-            f"{task.task}, {phrasing.name(task.metric)}",
-            [_claim(task, row) for row in task.published.itertuples()],
-        )
-        for task in found
-    ]
-    wide, narrow = (rf">{{\raggedright\arraybackslash}}p{{{share}\linewidth}}" for share in (0.25, 0.19))
-    return tabular(wide + narrow * 2 + wide, ["Claim", "Compared", "Result", "Finding"], groups)
-
-
-def _claim(task: Evidence, row: Any) -> list[str]:
-    claim = Source(f"{escape(row.claim)} \\citep{{{row.citation}}}")
-    return [claim, compared_text(row), result_text(row, task.metric), f"{row.finding}: {row.reason}"]
 
 
 def settings_table(values: dict[str, str], evidence: Sequence[Evidence]) -> str:

@@ -1,0 +1,81 @@
+"""The table of published claims: findings of the paper's runs, completed by those of other studies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bitrank_analysis import phrasing
+from bitrank_analysis.errors import AnalysisError
+from bitrank_analysis.evidence import Evidence
+from bitrank_analysis.paper.latex import Source, escape, tabular
+from bitrank_analysis.published import COLUMNS, NOT_TESTED, compared_text, result_text
+
+Findings = Mapping[str, pd.DataFrame]  # by task, as findings_on_claims makes them
+_PREFIX = "published-"
+
+
+def read_published(folders: Sequence[Path]) -> Findings:
+    """The findings of each task of studies, from the files ``published-<task>.csv`` of their results folders.
+
+    Raises :class:`AnalysisError` for a folder without such a file, and for a task that two folders have.
+    """
+    found: dict[str, pd.DataFrame] = {}
+    for folder in folders:
+        read = {path: pd.read_csv(path) for path in sorted(folder.glob(f"{_PREFIX}*.csv"))}
+        tasks = {
+            path.stem.removeprefix(_PREFIX): frame
+            for path, frame in read.items()
+            if list(frame.columns) == COLUMNS and not frame.empty
+        }
+        if not tasks:
+            raise AnalysisError(
+                f"expected findings on published claims in {folder} (published-<task>.csv with the columns "
+                f"{', '.join(COLUMNS)}), found none; give the results folder of a study of this version"
+            )
+        if twice := found.keys() & tasks.keys():
+            raise AnalysisError(f"{min(twice)} is a task of two studies; give one folder for each task")
+        found |= tasks
+    return found
+
+
+def published_table(evidence: Sequence[Evidence], studies: Findings) -> str:
+    """What others claimed and what the runs show, by task; "" without a finding.
+
+    A claim that the paper's runs do not test has the findings of ``studies`` on the same task.
+    """
+    own = {task.task: task.published for task in evidence if not task.published.empty}
+    tasks = {name: _completed(own.get(name), studies.get(name)) for name in {**own, **studies}}
+    groups = [
+        (_heading(name, frame), [_claim(row) for row in frame.itertuples()]) for name, frame in tasks.items()
+    ]
+    if not groups:
+        return ""
+    wide, narrow = (rf">{{\raggedright\arraybackslash}}p{{{share}\linewidth}}" for share in (0.25, 0.19))
+    return tabular(wide + narrow * 2 + wide, ["Claim", "Compared", "Result", "Finding"], groups)
+
+
+def _completed(own: pd.DataFrame | None, study: pd.DataFrame | None) -> pd.DataFrame:
+    """``own``, with the rows of ``study`` for claims that only it tests."""
+    if own is None or study is None:
+        (found,) = (frame for frame in (own, study) if frame is not None)
+        return found
+    tested = {*study.loc[study["finding"] != NOT_TESTED, "claim"]}
+    replaced = (own["finding"] == NOT_TESTED) & own["claim"].isin(tested)
+    added = study[study["claim"].isin(own.loc[replaced, "claim"])]
+    order = {claim: place for place, claim in enumerate(own["claim"])}
+    return pd.concat([own[~replaced], added]).sort_values(
+        "claim", key=lambda texts: texts.map(order), kind="stable", ignore_index=True
+    )
+
+
+def _heading(task: str, frame: pd.DataFrame) -> str:
+    return f"{task}, {phrasing.name(str(frame['metric'].iloc[0]))}"
+
+
+def _claim(row: Any) -> list[str]:
+    claim = Source(f"{escape(row.claim)} \\citep{{{row.citation}}}")
+    return [claim, compared_text(row), result_text(row, row.metric), f"{row.finding}: {row.reason}"]
