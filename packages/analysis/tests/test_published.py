@@ -73,6 +73,8 @@ def test_no_gain_is_supported_by_equal_and_by_worse_quality(
     add(maker, "LoftQ-5-Q4", five_rounds)
     (row,) = finding(tmp_path, "loftq-rounds").itertuples()
     assert row.finding == expected and row.value == pytest.approx((five_rounds - 300) / N)
+    word = {300: "as good as", 340: "better than", 260: "worse than"}[five_rounds]
+    assert row.reason == f"it is {word} LoftQ-Q4"
 
 
 def test_one_seed_decides_nothing(maker: Any, tmp_path: Path) -> None:

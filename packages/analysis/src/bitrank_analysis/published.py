@@ -37,6 +37,7 @@ _16_BITS = "B-FP"
 _TWO_TO_THREE = (2.0, 3.5)
 _FOUR = (4.0, math.inf)
 _ADAPTER_BYTES = 2  # per parameter of a stored adapter
+_IS = {BETTER: "better than", WORSE: "worse than", AS_GOOD: "as good as"}
 DIFFERENCE, SHARE = "difference", "share"  # statistics of a claim
 
 
@@ -216,7 +217,7 @@ def _of_difference(claim: Claim, pair: tuple[str, str], row: Any) -> dict[str, A
         **dict.fromkeys(claim.refuted_by, NOT_SUPPORTED),
     }
     finding = decided.get(row.verdict, NOT_DECIDED)
-    reason = row.verdict if finding == NOT_DECIDED else f"{row.candidate} is {row.verdict} {row.baseline}"
+    reason = row.verdict if finding == NOT_DECIDED else f"it is {_IS[row.verdict]} {row.baseline}"
     return _row(
         claim,
         pair,
