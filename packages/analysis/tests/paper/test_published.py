@@ -55,8 +55,9 @@ def test_findings_of_a_study_replace_only_claims_that_the_papers_runs_do_not_tes
 
 def test_tasks_of_studies_alone_follow_with_their_own_metric() -> None:
     own = evidence("movies", row("one", SUPPORTED, 0.1))
-    table = published_table([own], {"questions": frame(row("one", SUPPORTED, 0.2, "token_f1"))})
-    assert cells(table)[2] == "questions, F1 of words" and cells(table)[3] == "one: +20.00 supported"
+    study = frame(row("one", SUPPORTED, 0.2, "token_f1"), row("two", NOT_TESTED, metric="token_f1"))
+    table = published_table([own], {"questions": study})
+    assert cells(table)[2:] == ["questions, F1 of words", "one: +20.00 supported"], "tested claims alone"
     assert published_table([SimpleNamespace(task="movies", published=frame())], {}) == ""  # type: ignore[list-item]
 
 

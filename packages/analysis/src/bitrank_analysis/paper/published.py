@@ -45,12 +45,19 @@ def read_published(folders: Sequence[Path]) -> Findings:
 def published_table(evidence: Sequence[Evidence], studies: Findings) -> str:
     """What others claimed and what the runs show, by task; "" without a finding.
 
-    A claim that the paper's runs do not test has the findings of ``studies`` on the same task.
+    A claim that the paper's runs do not test has the findings of ``studies`` on the same task. Of tasks that
+    only studies have, tested claims are shown.
     """
     own = {task.task: task.published for task in evidence if not task.published.empty}
-    tasks = {name: _completed(own.get(name), studies.get(name)) for name in {**own, **studies}}
+    tasks = {
+        name: _completed(frame, studies[name]) if name in studies else frame for name, frame in own.items()
+    }
+    for name in sorted(studies.keys() - {task.task for task in evidence}):
+        tasks[name] = studies[name][studies[name]["finding"] != NOT_TESTED]
     groups = [
-        (_heading(name, frame), [_claim(row) for row in frame.itertuples()]) for name, frame in tasks.items()
+        (_heading(name, frame), [_claim(row) for row in frame.itertuples()])
+        for name, frame in tasks.items()
+        if not frame.empty
     ]
     if not groups:
         return ""
@@ -58,11 +65,8 @@ def published_table(evidence: Sequence[Evidence], studies: Findings) -> str:
     return tabular(wide + narrow * 2 + wide, ["Claim", "Compared", "Result", "Finding"], groups)
 
 
-def _completed(own: pd.DataFrame | None, study: pd.DataFrame | None) -> pd.DataFrame:
+def _completed(own: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
     """``own``, with the rows of ``study`` for claims that only it tests."""
-    if own is None or study is None:
-        (found,) = (frame for frame in (own, study) if frame is not None)
-        return found
     tested = {*study.loc[study["finding"] != NOT_TESTED, "claim"]}
     replaced = (own["finding"] == NOT_TESTED) & own["claim"].isin(tested)
     added = study[study["claim"].isin(own.loc[replaced, "claim"])]
