@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from bitrank.errors import UserError
 from bitrank.planning.budget import Sizes, parse_budget, sizes_of
-from bitrank.planning.equal_bytes import LEAST_RANK, _coarser, fit_arm
+from bitrank.planning.equal_bytes import LEAST_RANK, Fitted, _coarser, fit_arm
 from bitrank.planning.planner_studies import STUDIES, find_study
 from bitrank.planning.study_arms import STUDY_ARMS, SYSTEM_ARMS
 from bitrank.planning.study_forecast import _not_fitting
@@ -17,7 +17,8 @@ from bitrank.planning.study_plans import _planned
 from bitrank.spec.configs import CONFIGS, Config, find_config
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import PROFILES
-from bitrank.spec.rules import BlocksIn, FixedRank, RankByRole
+from bitrank.spec.rules import BlocksIn, FixedRank, GivenBits, RankByRole
+from bitrank_quant import parse_format
 
 SMOKE, TASK = PROFILES["smoke"], "toy_sentences"
 
@@ -91,9 +92,35 @@ def test_embeddings_are_quantized_before_blocks_get_fewer_bits(sizes: Sizes) -> 
     assert min(tried.values()) >= LEAST_RANK
 
 
-def test_adapters_that_fit_one_group_keep_it() -> None:
-    assert {text.split("-")[1] for text in _coarser("int4-g32", keeps_group=True)} == {"g32"}
-    assert list(_coarser("nf4-dq", keeps_group=False)) == ["nf4-g128-dq", "nf3-dq", "nf3-g128-dq"]
+def test_coarser_formats_have_larger_groups_first_and_then_fewer_bits() -> None:
+    assert list(_coarser("nf4-dq")) == ["nf4-g128-dq", "nf3-dq", "nf3-g128-dq"]
+    assert list(_coarser("int4-g32"))[:5] == ["int4-g64", "int4-g128", "int3-g32", "int3-g64", "int3-g128"]
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "key"), [("QA-LoRA-Q4", "int4-g32", "group"), ("L4Q-Q4", "int4-g64", "format")]
+)
+def test_adapters_that_fit_their_formats_follow_them_to_fewer_bits(
+    sizes: Sizes, budget: int, name: str, own: str, key: str
+) -> None:
+    config, found = find_config(name), []
+    for left in range(budget, 40_000, -1_000):
+        try:
+            fitted = fit_arm(config, sizes, left)
+        except UserError:
+            break
+        (text,) = set(fitted.precision.values()) - {"bf16"}
+        expected = {"group": parse_format(text).block, "format": text}[key]
+        assert fitted.fields.get(key, getattr(config.rank, key)) == expected
+        assert fitted.nbytes == sizes.of_config(_at(config, fitted)) <= left
+        found.append(text)
+    assert found[0] == own and "bf16" not in fitted.precision.values()
+    assert {"int3-g64", "int2-g64"} <= set(found), "larger groups and fewer bits"
+
+
+def _at(config: Config, fitted: Fitted) -> Config:
+    rule = replace(config.rank, **fitted.fields)  # type: ignore[type-var]
+    return replace(config, precision=GivenBits(fitted.precision), rank=rule)
 
 
 def test_config_that_takes_too_many_bytes_is_refused_with_its_least_bytes(sizes: Sizes, budget: int) -> None:

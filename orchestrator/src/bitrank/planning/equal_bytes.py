@@ -5,9 +5,10 @@ these formats is taken in which it fits:
 
 1. the arm's format of the fewest bits in larger groups, the rest unchanged;
 2. the same, and the matrices that the arm keeps in 16 bits (embeddings and heads) in that format too;
-3. that format, or the same kind with fewer bits, on all matrices.
+3. that format, or the same kind in larger groups or with fewer bits, on all matrices.
 
-So embeddings are quantized before blocks get fewer bits, which would be the greater disadvantage. Then the
+So embeddings are quantized before blocks get fewer bits, which would be the greater disadvantage. Adapters
+that fit their own groups only (QA-LoRA, L4Q, trained scales) change groups in the last step alone. Then the
 rank is raised as far as the budget allows, above the arm's own if there are bytes left. Ranks that are pruned
 count as the mean rank that remains. Only shapes are needed, so this takes milliseconds.
 """
@@ -55,17 +56,31 @@ def fit_arm(config: Config, sizes: Sizes, budget: int) -> Fitted:
     blocks = [matrix for matrix in sizes.outline.matrices if matrix.adaptable]
     smallest: tuple[int, str] | None = None
     for bits in _formats_to_try(config, sizes.outline.matrices):
+        rule = _in_formats(config.rank, blocks, bits)
         try:
-            config.rank.check_formats(bits, config.rank.assign_ranks(blocks))
+            rule.check_formats(bits, rule.assign_ranks(blocks))
             weights = sizes.of_config(Config(GivenBits(bits), GivenRanks({}), config.family))
         except QuantError:  # no backend stores a matrix of this shape in this format
             continue
-        fitted, least = _with_rank(config.rank, blocks, bits, budget - weights)
+        fitted, least = _with_rank(rule, blocks, bits, budget - weights)
         if fitted is not None:
-            return replace(fitted, nbytes=fitted.nbytes + weights)
+            changed = _changed(config.rank, rule) | fitted.fields
+            return replace(fitted, fields=changed, nbytes=fitted.nbytes + weights)
         smallest = min(filter(None, (smallest, (weights + least, _named(bits)))))
     taken = "no format" if smallest is None else f"{smallest[0]:,} bytes at least ({smallest[1]})"
     raise UserError(f"does not fit into {budget:,} bytes: it takes {taken}")
+
+
+def _in_formats(rule: RankRule, blocks: Sequence[WeightMatrix], bits: Bits) -> RankRule:
+    """``rule`` for the blocks' format, if they have the same."""
+    formats = {bits[matrix.name] for matrix in blocks}
+    return rule.in_format(formats.pop()) if len(formats) == 1 else rule
+
+
+def _changed(own: RankRule, other: RankRule) -> dict[str, Any]:
+    """The fields of ``other`` that differ from those of ``own``, a rule of the same class."""
+    names = [entry.name for entry in fields(own)]  # type: ignore[arg-type]
+    return {name: getattr(other, name) for name in names if getattr(other, name) != getattr(own, name)}
 
 
 def _formats_to_try(config: Config, matrices: Sequence[WeightMatrix]) -> Iterator[Bits]:
@@ -76,9 +91,11 @@ def _formats_to_try(config: Config, matrices: Sequence[WeightMatrix]) -> Iterato
     if not low:  # an arm in 16 bits has no format of fewer bits
         return
     lowest = min(low, key=lambda text: _stored_bits(parse_format(text)))
-    coarser = list(_coarser(lowest, keeps_group=config.rank.own_formats))
+    coarser = list(_coarser(lowest))
     bits = parse_format(lowest).bits
     same_bits = [text for text in coarser if parse_format(text).bits == bits]
+    if config.rank.own_formats:
+        same_bits = []
     for text in same_bits:
         yield {name: text if given == lowest else given for name, given in own.items()}
     high = low - {lowest}
@@ -88,15 +105,13 @@ def _formats_to_try(config: Config, matrices: Sequence[WeightMatrix]) -> Iterato
         yield dict.fromkeys(own, text)
 
 
-def _coarser(text: str, keeps_group: bool) -> Iterator[str]:
+def _coarser(text: str) -> Iterator[str]:
     """Yield formats of the kind of ``text`` that store fewer bits: larger groups first, then fewer bits."""
     fmt = parse_format(text)
     if fmt.block is None:
         return
     kind, ending = re.split(r"\d", text)[0], "-dq" if text.endswith("-dq") else ""
-    groups = (
-        [fmt.block] if keeps_group else sorted({fmt.block, *(g for g in _GROUPS if g > (fmt.block or 0))})
-    )
+    groups = sorted({fmt.block, *(group for group in _GROUPS if group > fmt.block)})
     for bits in range(fmt.bits, 1, -1):
         for group in groups:
             try:
@@ -134,8 +149,7 @@ def _with_rank(
             (middle, largest) if _adapters(_resized(rule, middle), blocks) <= left else (low, middle - 1)
         )
     chosen = _resized(rule, low)
-    changed = {key: value for key, value in _rank_fields(chosen).items() if value != getattr(rule, key)}
-    return Fitted(bits, changed, _kept_ranks(chosen, blocks), _adapters(chosen, blocks)), least
+    return Fitted(bits, _changed(rule, chosen), _kept_ranks(chosen, blocks), _adapters(chosen, blocks)), least
 
 
 def _rank_fields(rule: RankRule) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 if TYPE_CHECKING:  # the command line reads configs without importing torch
     from bitrank_adapters import AdapterScale, AdapterStart
@@ -52,6 +52,9 @@ class RankRule(Protocol):
     def refusal(self, init: Init) -> str | None:
         """The reason why the adapters cannot start by ``init``; None if they can."""
 
+    def in_format(self, text: str) -> RankRule:
+        """Return the rule for blocks in the format ``text``, if its adapters depend on the format."""
+
     def check_formats(self, bits: Bits, ranks: Ranks) -> None:
         """Raise :class:`UserError` if adapters of ``ranks`` do not fit matrices in the formats ``bits``."""
 
@@ -87,6 +90,9 @@ class Adapters:
 
     def refusal(self, init: Init) -> str | None:
         return None
+
+    def in_format(self, text: str) -> Self:
+        return self
 
     def check_formats(self, bits: Bits, ranks: Ranks) -> None: ...
 

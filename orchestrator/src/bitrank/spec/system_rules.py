@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from bitrank.errors import UserError
@@ -57,6 +57,11 @@ class PooledRank(FixedRank):
         if init.allocates:
             return "its start is for adapters with one column for each input; give init=default"
         return None
+
+    def in_format(self, text: str) -> PooledRank:
+        from bitrank_quant import parse_format
+
+        return replace(self, group=parse_format(text).block or self.group)
 
     def check_formats(self, bits: Bits, ranks: Ranks) -> None:
         from bitrank_quant import Affine, parse_format
@@ -154,6 +159,9 @@ class LearnedStepRank(FixedRank):
                 "matrix there; give init=default"
             )
         return None
+
+    def in_format(self, text: str) -> LearnedStepRank:
+        return replace(self, format=text)
 
     def check_formats(self, bits: Bits, ranks: Ranks) -> None:
         self._affine()
