@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -56,6 +57,15 @@ def _wait_for_server(port: int, process: subprocess.Popen[str]) -> None:
         time.sleep(0.3)
 
 
+def _has_server(pid: int) -> bool:
+    """Whether process ``pid`` has started MLflow; its other children, such as git, end by themselves."""
+    found = False
+    for child in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found = found or "mlflow" in child.cmdline()
+    return found
+
+
 @pytest.mark.parametrize(
     ("number", "host"), [(signal.SIGTERM, "127.0.0.1"), (signal.SIGINT, "0.0.0.0"), (signal.SIGTERM, "early")]
 )
@@ -64,7 +74,7 @@ def test_signal_ends_the_server_with_the_command(number: signal.Signals, host: s
     process = _start(cwd, port, *(() if host == "early" else ("--host", host)))
     if host == "early":  # the server exists, and does not answer yet
         deadline = time.monotonic() + 120
-        while not psutil.Process(process.pid).children(recursive=True):
+        while not _has_server(process.pid):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
     else:
