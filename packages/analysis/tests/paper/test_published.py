@@ -83,3 +83,6 @@ def test_paper_has_the_findings_of_a_study(maker: Any, tmp_path: Path) -> None:
     frame(row("another claim", SUPPORTED, 0.1)).to_csv(tmp_path / "study" / "published-x.csv", index=False)
     made = write_paper(str(maker.folder), tmp_path / "made", published=[tmp_path / "study"])
     assert "another claim" in (made / "table-published.tex").read_text()
+    assert "those of other studies" in (made / "published-note.tex").read_text()
+    alone = write_paper(str(maker.folder), tmp_path / "alone")
+    assert not (alone / "published-note.tex").exists()

@@ -21,7 +21,7 @@ from bitrank_analysis.paper.planners import (
     planners_table,
     read_planners,
 )
-from bitrank_analysis.paper.published import published_table, read_published
+from bitrank_analysis.paper.published import STUDIES_NOTE, published_table, read_published
 from bitrank_analysis.paper.selection import select
 from bitrank_analysis.paper.values import values
 from bitrank_analysis.store import open_store
@@ -58,6 +58,7 @@ def write_paper(
         texts = {
             **_texts(study, evidence),
             "table-published": published_table(evidence, findings),
+            "published-note": STUDIES_NOTE if findings else "",
             **_figures(evidence, folder / "figures"),
             **_planners(compared, folder / "figures"),
         }

@@ -16,6 +16,10 @@ from bitrank_analysis.published import COLUMNS, NOT_TESTED, compared_text, resul
 
 Findings = Mapping[str, pd.DataFrame]  # by task, as findings_on_claims makes them
 _PREFIX = "published-"
+STUDIES_NOTE = (
+    "Arms that are named with their budget, and tasks without runs of this paper, are those of other "
+    "studies, whose steps and learning rates differ from those here."
+)
 
 
 def read_published(folders: Sequence[Path]) -> Findings:
