@@ -61,7 +61,9 @@ def test_quick_runs_have_the_steps_that_pruned_ranks_need(config: str) -> None:
     options = AttachOptions(
         AdapterScale(), [], seed=0, total_steps=min(k.quick_steps for k in TASK_KINDS.values())
     )
-    rule.attach(model, rule.assign_ranks(block_matrices(model)), options)
+    ranks = rule.assign_ranks(block_matrices(model))
+    attached = rule.attach(model, ranks, options)
+    assert attached.hook.ranks() == {name: rank for name, rank in ranks.items() if rank}
 
 
 def test_longest_searches_are_planned_first() -> None:
