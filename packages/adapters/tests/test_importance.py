@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from bitrank_adapters import AdaLora, AdapterScale, attach_adalora
+from bitrank_adapters.adaptive_ranks import AdaLoraRanks
 from bitrank_adapters.importance import OffOrthogonal
-from bitrank_adapters.rank_hooks import AdaLoraRanks
 from peft.tuners.adalora.layer import RankAllocator
 from torch import nn
 

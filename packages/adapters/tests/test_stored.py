@@ -7,12 +7,18 @@ import torch
 from bitrank_adapters import (
     AdaLora,
     AdaLoraRanks,
+    Dynamic,
+    DynamicRanks,
     FixedRanks,
+    LearnedScaleRanks,
+    LearnedScales,
     ShrinkingRanks,
     adapted,
     adapter_bytes,
     adapter_memory,
     attach_adalora,
+    attach_dynamic,
+    attach_learned_scales,
     attach_lora,
     round_adapter,
 )
@@ -33,13 +39,28 @@ def adalora(make, blocks, name, hook=AdaLoraRanks, trained=STEPS):
     model = attach_adalora(
         make(name), blocks[name], AdaLora(6, 2, every=2), total_steps=STEPS, heads=HEADS[name]
     )
-    ranks = hook(model)
+    return pruned(model, hook(model), trained)
+
+
+def pruned(model, hook, trained):
     for step in range(1, trained + 1):
         filled(model, step)
         for parameter in model.parameters():
             parameter.grad = torch.randn_like(parameter) if parameter.requires_grad else None
-        ranks.after_step(step)
-    return model, ranks
+        hook.after_step(step)
+    return model, hook
+
+
+def dynamic(make, blocks, name):
+    schedule = Dynamic(6, 2, every=2)
+    model = attach_dynamic(make(name), blocks[name], schedule, total_steps=STEPS, heads=HEADS[name])
+    return pruned(model, DynamicRanks(model), STEPS)
+
+
+def learned_scales(make, blocks, name):
+    schedule = LearnedScales(6, 2, every=2)
+    model = attach_learned_scales(make(name), blocks[name], schedule, total_steps=STEPS, heads=HEADS[name])
+    return pruned(model, LearnedScaleRanks(model, schedule), STEPS)
 
 
 def shrunk(make, blocks, name):
@@ -50,7 +71,14 @@ def before_the_freeze(make, blocks, name):
     return adalora(make, blocks, name, ShrinkingRanks, trained=6)
 
 
-KINDS = {"lora": lora, "adalora": adalora, "shrunk": shrunk, "before the freeze": before_the_freeze}
+KINDS = {
+    "lora": lora,
+    "adalora": adalora,
+    "shrunk": shrunk,
+    "before the freeze": before_the_freeze,
+    "dynamic": dynamic,
+    "learned scales": learned_scales,
+}
 
 
 def filled(model, seed):
@@ -88,6 +116,18 @@ def test_the_file_has_the_counted_bytes_and_the_evaluated_numbers(
     assert torch.equal(logits_of(model, ids), fp32)
     for parameter_name, parameter in model.named_parameters():
         assert torch.equal(parameter, trained[parameter_name]), parameter_name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", HEADS)
+def test_a_rank_takes_two_bytes_for_each_row_and_column_and_none_for_a_singular_value(
+    make, blocks, name: str, kind: str
+) -> None:
+    model, hook = KINDS[kind](make, blocks, name)
+    heads = sum(p.numel() for n, p in model.named_parameters() if ".modules_to_save." in n)
+    sizes = {n: layer.in_features + layer.out_features for n, layer in adapted(model)}
+    ranks = hook.ranks()
+    assert hook.stored_bytes() == 2 * (heads + sum(ranks[n] * size for n, size in sizes.items()))
 
 
 @pytest.mark.parametrize("name", HEADS)

@@ -189,7 +189,7 @@ def _adapted(
 ) -> _Adapted:
     """Count the bytes of adapters, of fp32 copies of trained scales, and of trained heads.
 
-    AdaLoRA stores a singular value per rank, an untrained rank count per matrix, and three averages per
+    AdaLoRA trains a singular value per rank, an untrained rank count per matrix, and three averages per
     low-rank parameter.
     """
     rule = find_config(spec.config, spec.plan, spec.tuned).rank

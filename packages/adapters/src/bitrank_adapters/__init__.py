@@ -1,6 +1,7 @@
 """LoRA adapters: rank plans, PEFT models built from them, and rank changes during training."""
 
 from bitrank_adapters.activation_init import ActivationStart
+from bitrank_adapters.adaptive_ranks import AdaLoraRanks
 from bitrank_adapters.attach import AdaLora, attach_adalora, attach_lora
 from bitrank_adapters.data_ranks import ranks_by_importance, ranks_by_variance
 from bitrank_adapters.dynamic_rank import Dynamic, DynamicRanks, attach_dynamic
@@ -15,7 +16,7 @@ from bitrank_adapters.lowrank import Factors, best_low_rank, weighted_norm
 from bitrank_adapters.plans import RankPlan, check_ranks, role_ranks, uniform_ranks
 from bitrank_adapters.pooled import PooledRanks, attach_pooled
 from bitrank_adapters.principal_init import CordaStart, PrincipalStart
-from bitrank_adapters.rank_hooks import AdaLoraRanks, FixedRanks, adapted
+from bitrank_adapters.rank_hooks import FixedRanks, adapted
 from bitrank_adapters.reduce import ReducedRanks
 from bitrank_adapters.residual_init import AdapterStart, ResidualStart
 from bitrank_adapters.scales import (

@@ -21,8 +21,9 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from bitrank_adapters.adaptive_ranks import AdaLoraRanks, matrix_name
 from bitrank_adapters.attach import DEFAULT_SCALE, AdaLora, attach_adalora
-from bitrank_adapters.rank_hooks import AdaLoraRanks, adapted, matrix_name
+from bitrank_adapters.rank_hooks import adapted
 from bitrank_adapters.scales import AdapterScale
 
 _ADAPTER = "default"

@@ -1,27 +1,24 @@
-"""AdaLoRA that removes pruned ranks at the freeze, continues training and saves plain LoRA.
+"""AdaLoRA that removes pruned ranks at the freeze and continues training.
 
 PEFT masks a pruned triplet and keeps its parameters, moments and products. Here the kept rows of Λ and Q and
 columns of P become new parameters at the freeze, and a matrix of rank 0 loses its adapter. The scale of the
 product is unchanged, so the model computes the same function. Training continues with P Λ Q, not with B A:
 the optimizer's moments then belong to the same numbers and are cut like them, whereas folding Λ into a factor
 would leave moments of a gradient that never existed. The orthogonality term covers the remaining triplets.
-Saved adapters have A = Λ Q and B = P (Zhang et al. 2023, equation 3) with one rank per matrix.
 """
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from bitrank_adapters.export import save_as_lora
-from bitrank_adapters.rank_hooks import AdaLoraRanks, adapted, matrix_name
+from bitrank_adapters.adaptive_ranks import AdaLoraRanks, matrix_name
+from bitrank_adapters.rank_hooks import adapted
 from bitrank_adapters.scales import effective_scale, set_scale
-from bitrank_adapters.stored import STORED_BYTES, STORED_DTYPE, adapter_bytes, round_adapter
 
 _ADAPTER = "default"
 _AXIS = {"lora_A": 0, "lora_B": 1, "lora_E": 0}  # axis of the rank in (rank, in), (out, rank), (rank, 1)
@@ -64,30 +61,8 @@ class ShrinkingRanks(AdaLoraRanks):
         if saved["shrunk"]:
             self._shrink(saved["masks"])
 
-    def save(self, folder: Path) -> None:
-        """Save a plain LoRA adapter (bf16) with rank and α per matrix, which stock PEFT loads."""
-        if not self._pattern:
-            super().save(folder)
-            return
-        with self.as_stored():
-            save_as_lora(self._model, folder, dtype=STORED_DTYPE)
-
-    def stored_bytes(self) -> int:
-        if not self._pattern:
-            return super().stored_bytes()
-        folded = sum(layer.lora_E[_ADAPTER].numel() for _, layer in adapted(self._model))
-        return adapter_bytes(self._model) - STORED_BYTES * folded
-
-    def _take_stored_form(self) -> None:
-        """After the freeze the file is plain LoRA: Λ is folded into A before both are rounded."""
-        if not self._pattern:
-            super()._take_stored_form()
-            return
-        with torch.no_grad():
-            for _, layer in adapted(self._model):
-                layer.lora_A[_ADAPTER].mul_(layer.lora_E[_ADAPTER])
-                layer.lora_E[_ADAPTER].fill_(1.0)
-        round_adapter(self._model)
+    def _masks(self) -> dict[str, list[bool]]:
+        return {} if self._pattern else super()._masks()
 
     def _shrink(self, pattern: dict[str, list[bool]]) -> None:
         layers = dict(adapted(self._model))

@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
+from bitrank_adapters.adaptive_ranks import AdaLoraRanks
 from bitrank_adapters.errors import AdapterError, BudgetMissed
 from bitrank_adapters.export import save_as_lora
-from bitrank_adapters.rank_hooks import AdaLoraRanks, keep_loss_plain
+from bitrank_adapters.rank_hooks import keep_loss_plain
 from bitrank_adapters.shrink import ShrinkingRanks
 
 STATE_FILE = "adalora_state.safetensors"
