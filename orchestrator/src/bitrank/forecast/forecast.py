@@ -189,8 +189,8 @@ def _adapted(
 ) -> _Adapted:
     """Count the bytes of adapters, of fp32 copies of trained scales, and of trained heads.
 
-    AdaLoRA trains a singular value per rank, an untrained rank count per matrix, and three averages per
-    low-rank parameter.
+    AdaLoRA trains a singular value per rank, and holds an untrained rank count per matrix and three averages
+    per low-rank parameter.
     """
     rule = find_config(spec.config, spec.plan, spec.tuned).rank
     adaptive = rule.triplets
