@@ -10,7 +10,7 @@ from bitrank.planning.costs import Choices, make_problem
 from bitrank.planning.hand_made import hand_made
 from bitrank.sensitivity.tables import Tables
 from bitrank.spec.run_spec import RunSpec
-from bitrank_planner import Infeasible, PlanError, Problem
+from bitrank_planner import Plan, Problem
 
 LADDER = ["int2-g64-dq", "int3-g64-dq", "int4-g64-dq", "int5-g64-dq", "int6-g64-dq", "int8", "bf16"]
 HIGH = re.compile(r"v_proj|o_proj|down_proj|attention\.self\.value|output\.dense")
@@ -25,41 +25,61 @@ def at(tables: Tables, sizes: Sizes, budget: int) -> Problem:
     return make_problem(tables, sizes, budget, Choices(ranks=(2, 4, 8, 16)))
 
 
-def test_rule_gives_tables_8_bits_and_sensitive_matrices_one_step_more(tables: Tables, sizes: Sizes) -> None:
-    plan = hand_made(at(tables, sizes, 10**9), tables)
-    low, high = LADDER[-2:]
+def pair(problem: Problem, tables: Tables, step: int) -> Plan:
+    """The formats ``step`` and ``step`` + 1 of the ladder as the rule gives them, before it uses the rest."""
+    low, high = LADDER[step : step + 2]
+    embeddings = "int8" if step >= LADDER.index("int4-g64-dq") else high
+    precision, ranks = {}, {}
     for matrix in (m for m in tables.matrices if m.tied_to is None):
         if matrix.role in ("embedding", "head"):
-            expected = "int8"
+            precision[matrix.name] = embeddings
         else:
-            expected = high if matrix.layer is not None and HIGH.search(matrix.name) else low
-        assert plan.precision[matrix.name] == expected, matrix.name
-    assert high in plan.precision.values() and set(plan.ranks.values()) == {8}
+            precision[matrix.name] = high if matrix.layer is not None and HIGH.search(matrix.name) else low
+        ranks[matrix.name] = 8 if matrix.adaptable else 0
+    return problem.find(precision, ranks, "hand-made")
 
 
-def test_largest_pair_that_fits_is_taken(tables: Tables, sizes: Sizes) -> None:
-    """At the bytes of a pair that pair is chosen; with one byte less, the pair below."""
-    plan = hand_made(at(tables, sizes, 10**9), tables)
-    for step in range(len(LADDER) - 2, 0, -1):
-        below = hand_made(at(tables, sizes, plan.nbytes - 1), tables)
-        used = {fmt for name, fmt in below.precision.items() if name in below.ranks}
-        assert used == set(LADDER[step - 1 : step + 1]) and below.nbytes < plan.nbytes
-        assert hand_made(at(tables, sizes, below.nbytes), tables).precision == below.precision
-        plan = below
+@pytest.mark.parametrize("step", range(len(LADDER) - 1))
+def test_at_the_bytes_of_a_pair_the_plan_is_that_pair(tables: Tables, sizes: Sizes, step: int) -> None:
+    wanted = pair(at(tables, sizes, 10**9), tables, step)
+    assert hand_made(at(tables, sizes, wanted.nbytes), tables) == wanted
 
 
-def test_embeddings_get_the_larger_format_of_the_pair_where_int8_does_not_fit(
+@pytest.mark.parametrize("step", [1, 3, 4, 5])
+def test_below_the_bytes_of_a_pair_the_next_smaller_one_is_taken_and_the_rest_raises_its_other_blocks(
+    tables: Tables, sizes: Sizes, step: int
+) -> None:
+    problem = at(tables, sizes, pair(at(tables, sizes, 10**9), tables, step).nbytes - 1)
+    plan, start = hand_made(problem, tables), pair(problem, tables, step - 1)
+    low, high = LADDER[step - 1 : step + 1]
+    changed = {name for name, fmt in plan.precision.items() if fmt != start.precision[name]}
+    assert changed and all((start.precision[name], plan.precision[name]) == (low, high) for name in changed)
+    assert not any(HIGH.search(name) for name in changed)
+    left = [name for name in plan.ranks if plan.precision[name] == low and plan.ranks[name]]
+    others = [problem.find({**plan.precision, name: high}, plan.ranks, "hand-made") for name in left]
+    assert not any(problem.fits(other) for other in others)
+
+
+def test_with_less_than_int8_embeddings_need_beside_4_bit_blocks_they_get_the_larger_format_of_the_pair(
     tables: Tables, sizes: Sizes
 ) -> None:
-    plan = hand_made(at(tables, sizes, 10**9), tables)
-    while "int8" in plan.precision.values():
-        plan = hand_made(at(tables, sizes, plan.nbytes - 1), tables)
+    step = LADDER.index("int4-g64-dq")
+    plan = hand_made(at(tables, sizes, pair(at(tables, sizes, 10**9), tables, step).nbytes - 1), tables)
     embeddings = {plan.precision[m.name] for m in tables.matrices if m.role == "embedding"}
-    used = {plan.precision[name] for name in plan.ranks}
-    assert embeddings == {max(used, key=LADDER.index)}
-    with pytest.raises((PlanError, Infeasible)):
-        while True:
-            plan = hand_made(at(tables, sizes, plan.nbytes - 1), tables)
+    assert embeddings == {LADDER[step + 1]}
+    assert {plan.precision[name] for name in plan.ranks if HIGH.search(name)} == {LADDER[step + 1]}
+
+
+def test_outermost_blocks_are_raised_first(tables: Tables, sizes: Sizes) -> None:
+    """With bytes for one more matrix than the pair takes, the one raised is of the first block."""
+    everything = at(tables, sizes, 10**9)
+    start = pair(everything, tables, 2)
+    for matrix in (m for m in tables.matrices if m.adaptable and not HIGH.search(m.name)):
+        raised = everything.find({**start.precision, matrix.name: LADDER[3]}, start.ranks, "hand-made")
+        plan = hand_made(at(tables, sizes, raised.nbytes), tables)
+        changed = [name for name, fmt in plan.precision.items() if fmt != start.precision[name]]
+        layers = {m.name: m.layer for m in tables.matrices}
+        assert changed and layers[changed[0]] == 0
 
 
 def test_pinned_matrices_keep_their_format_and_rank(tables: Tables, sizes: Sizes) -> None:

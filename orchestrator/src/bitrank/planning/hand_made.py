@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from bitrank_planner import Item, Plan, PlanError, Problem
@@ -11,7 +11,8 @@ from bitrank_quant import parse_format
 from bitrank.planning.prior import SENSITIVE
 from bitrank.sensitivity.tables import Tables
 
-TABLES = "int8"  # of embeddings and heads, where a pair of formats fits beside it
+TABLES = "int8"  # of embeddings and heads, where blocks get at least FINE bits beside it
+FINE = 4
 RANK = 8
 
 
@@ -19,22 +20,38 @@ def hand_made(problem: Problem, tables: Tables) -> Plan:
     """Return the plan with int8 for embeddings and heads, one format for all other matrices, the next larger
     one for values, attention outputs and down projections, and rank 8.
 
-    Of the pairs of neighbouring formats, the largest that fits the budget is taken. If none fits, embeddings
-    and heads get the larger format of the pair in place of int8. A matrix with a single format, such as a
-    pinned one, keeps it; where rank 8 is not offered, the next smaller rank is taken, else the smallest.
-    Raises :class:`~bitrank_planner.PlanError` if int8 or a second format is not offered, or no pair fits.
+    Of the pairs of neighbouring formats, the largest that fits the budget is taken. Embeddings and heads get
+    the larger format of the pair in place of int8 if blocks would have less than 4 bits otherwise. What the
+    pair leaves of the budget raises the remaining matrices to the larger format, from the first and last
+    block inwards. A matrix with a single format, such as a pinned one, keeps it; where rank 8 is not offered,
+    the next smaller rank is taken, else the smallest. Raises :class:`~bitrank_planner.PlanError` if int8 or a
+    second format is not offered, or no pair fits.
     """
     pairs = list(reversed(list(pairwise(_ladder(problem.items)))))
-    for embeddings in (TABLES, None):
-        for low, high in pairs:
+    fine = [pair for pair in pairs if parse_format(pair[0]).bits >= FINE]
+    for embeddings, offered in ((TABLES, fine), (None, pairs)):
+        for low, high in offered:
             plan = _plan(problem, low, high, embeddings or high)
             if problem.fits(plan):
-                return plan
+                return _filled(problem, plan, low, high)
     problem.check_feasible()
     raise PlanError(
         f"no pair of neighbouring formats fits into {problem.budget:,} bytes at rank {RANK}; offer smaller "
         "formats or ranks, or use the planner 'exact'"
     )
+
+
+def _filled(problem: Problem, plan: Plan, low: str, high: str) -> Plan:
+    """Raise block matrices from ``low`` to ``high`` while they fit, from the outermost blocks inwards."""
+    blocks = [item for item in _free(problem.items) if item.layer is not None]
+    last = max((item.layer or 0 for item in blocks), default=0)
+    for item in sorted(blocks, key=lambda item: min(item.layer or 0, last - (item.layer or 0))):
+        if plan.precision[item.name] != low:
+            continue
+        raised = _at_rank(problem, {**plan.precision, item.name: high})
+        if problem.fits(raised):
+            plan = raised
+    return plan
 
 
 def _ladder(items: Sequence[Item]) -> list[str]:
@@ -57,11 +74,19 @@ def _free(items: Sequence[Item]) -> list[Item]:
 
 def _plan(problem: Problem, low: str, high: str, embeddings: str) -> Plan:
     free = {item.name for item in _free(problem.items)}
-    precision, ranks = {}, {}
+    precision = {}
     for item in problem.items:
-        fmt = _format(item, low, high, embeddings) if item.name in free else item.options[0].format
+        is_free = item.name in free
+        precision[item.name] = _format(item, low, high, embeddings) if is_free else item.options[0].format
+    return _at_rank(problem, precision)
+
+
+def _at_rank(problem: Problem, precision: Mapping[str, str]) -> Plan:
+    """The plan of these formats with the offered rank next below :data:`RANK`, or the smallest one."""
+    ranks = {}
+    for item in problem.items:
+        fmt = precision[item.name]
         offered = sorted({option.rank for option in item.options if option.format == fmt})
-        precision[item.name] = fmt
         ranks[item.name] = max((rank for rank in offered if rank <= RANK), default=min(offered, default=0))
     return problem.find(precision, ranks, "hand-made")
 

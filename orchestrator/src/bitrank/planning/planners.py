@@ -269,7 +269,7 @@ PLANNERS: dict[str, Planner] = {
     "hand-made": Planner(
         hand_made,
         "int8 embeddings and heads, values, attention outputs and down projections one format above the "
-        "rest, rank 8",
+        "rest, rank 8; the outermost blocks use what is left",
         from_prior=True,
         keeps_ties=False,
     ),
