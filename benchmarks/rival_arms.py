@@ -7,6 +7,7 @@ matrices with their scales; embedding and head stay in 16 bits and are not count
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 from bitrank.planning.costs import by_fisher
 from bitrank.planning.interactions import calibrate_costs
@@ -21,7 +22,6 @@ LADDER = ("int2-g64", "int3-g64", "int4-g64", "int5-g64", "int6-g64", "int8")
 FORMATS = (*LADDER, UNQUANTIZED)
 BUDGETS = (3.5, 4.0, 4.5)
 UNIFORM = {3.5: "int3-g64", 4.0: "int3-g32", 4.5: "int4-g64"}
-_WIDEST = 2  # formats between the two of the hand-made rule
 Assignment = dict[str, str]
 
 
@@ -57,30 +57,31 @@ def format_of(bits: int) -> str:
 def hand_made(blocks: Sequence[WeightMatrix], budget: int) -> Assignment:
     """The rule of practitioners' mixed formats, at ``budget`` bytes.
 
-    Values, attention outputs and down projections get a format above that of the other matrices, at most two
-    steps; the pair with most bytes is taken. The rest of the bytes raises other matrices by one step, from
-    the outermost blocks inwards. Raises ``ValueError`` if no pair fits.
+    Every matrix gets the largest format that fits. What is left raises matrices to the next larger one:
+    values, attention outputs and down projections first, then the others, from the outermost blocks inwards.
+    Raises ``ValueError`` if no format fits.
     """
-    pairs = [
-        (low, high)
-        for low in range(len(LADDER))
-        for high in range(low + 1, min(low + 1 + _WIDEST, len(LADDER)))
-    ]
     rules = [
-        {m.name: LADDER[high if SENSITIVE.search(m.name) else low] for m in blocks} for low, high in pairs
+        (low, high) for low, high in pairwise(LADDER) if stored_bytes(blocks, _all(blocks, low)) <= budget
     ]
-    fitting = [rule for rule in rules if stored_bytes(blocks, rule) <= budget]
-    if not fitting:
-        raise ValueError(f"no pair of formats fits {budget:,} bytes; give a larger budget")
-    chosen = max(fitting, key=lambda rule: stored_bytes(blocks, rule))
-    last = max(m.layer or 0 for m in blocks)
-    for m in sorted(blocks, key=lambda m: min(m.layer or 0, last - (m.layer or 0))):
-        if SENSITIVE.search(m.name):
-            continue
-        raised = chosen | {m.name: LADDER[LADDER.index(chosen[m.name]) + 1]}
+    if not rules:
+        raise ValueError(f"no format fits {budget:,} bytes; give a larger budget")
+    low, high = rules[-1]
+    chosen, last = _all(blocks, low), max(m.layer or 0 for m in blocks)
+
+    def turn(matrix: WeightMatrix) -> tuple[bool, int]:
+        layer = matrix.layer or 0
+        return SENSITIVE.search(matrix.name) is None, min(layer, last - layer)
+
+    for matrix in sorted(blocks, key=turn):
+        raised = chosen | {matrix.name: high}
         if stored_bytes(blocks, raised) <= budget:
             chosen = raised
     return chosen
+
+
+def _all(blocks: Sequence[WeightMatrix], text: str) -> Assignment:
+    return {matrix.name: text for matrix in blocks}
 
 
 def problem_of(tables: Tables, budget: int) -> Problem:

@@ -24,13 +24,14 @@ from typing import Any
 from allocation import quality
 from bitrank.planning.plan_divergence import Bench
 from bitrank.run.data import load_data
-from bitrank.sensitivity.measure import measure
+from bitrank.sensitivity.measure import measure, measured_formats
 from bitrank.sensitivity.tables import Tables
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import RunSpec
 from rival_arms import (
     BUDGETS,
+    FORMATS,
     OURS,
     UNIFORM,
     UNQUANTIZED,
@@ -116,7 +117,7 @@ def evaluate_all(bits: float, quantizer: str) -> None:
     found = read_evaluations()
     done = {one.arm for one in found if one.arm == ORIGINAL or (one.quantizer, one.bits) == (quantizer, bits)}
     spec = spec_of(quantizer)
-    tables = measure(spec)
+    tables = measure(spec, formats=measured_formats(FORMATS))
     data, bench = load_data(spec), Bench(spec, tables, repairs=False)
     rest = {m.name: UNQUANTIZED for m in tables.matrices if not m.adaptable and m.tied_to is None}
     for arm, assignment in arms(spec, tables, bits):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import pytest
 from bitrank.planning.budget import Sizes, sizes_of
@@ -25,61 +26,65 @@ def at(tables: Tables, sizes: Sizes, budget: int) -> Problem:
     return make_problem(tables, sizes, budget, Choices(ranks=(2, 4, 8, 16)))
 
 
-def pair(problem: Problem, tables: Tables, step: int) -> Plan:
-    """The formats ``step`` and ``step`` + 1 of the ladder as the rule gives them, before it uses the rest."""
-    low, high = LADDER[step : step + 2]
-    embeddings = "int8" if step >= LADDER.index("int4-g64-dq") else high
+def ruled(problem: Problem, tables: Tables, low: str, high: str, above: set[str]) -> Plan:
+    """``high`` for the blocks ``above``, ``low`` for the others, and embeddings as the rule gives them."""
+    fine = LADDER.index(low) >= LADDER.index("int4-g64-dq")
     precision, ranks = {}, {}
     for matrix in (m for m in tables.matrices if m.tied_to is None):
-        if matrix.role in ("embedding", "head"):
-            precision[matrix.name] = embeddings
-        else:
-            precision[matrix.name] = high if matrix.layer is not None and HIGH.search(matrix.name) else low
+        block = high if matrix.name in above else low
+        is_table = matrix.role in ("embedding", "head")
+        precision[matrix.name] = ("int8" if fine else high) if is_table else block
         ranks[matrix.name] = 8 if matrix.adaptable else 0
     return problem.find(precision, ranks, "hand-made")
 
 
-@pytest.mark.parametrize("step", range(len(LADDER) - 1))
-def test_at_the_bytes_of_a_pair_the_plan_is_that_pair(tables: Tables, sizes: Sizes, step: int) -> None:
-    wanted = pair(at(tables, sizes, 10**9), tables, step)
-    assert hand_made(at(tables, sizes, wanted.nbytes), tables) == wanted
+def sensitive(tables: Tables) -> set[str]:
+    return {m.name for m in tables.matrices if m.layer is not None and HIGH.search(m.name)}
 
 
-@pytest.mark.parametrize("step", [1, 3, 4, 5])
-def test_below_the_bytes_of_a_pair_the_next_smaller_one_is_taken_and_the_rest_raises_its_other_blocks(
-    tables: Tables, sizes: Sizes, step: int
+@pytest.mark.parametrize(("low", "high"), list(pairwise(LADDER)))
+def test_at_the_bytes_of_one_format_or_of_a_mix_the_plan_is_that(
+    tables: Tables, sizes: Sizes, low: str, high: str
 ) -> None:
-    problem = at(tables, sizes, pair(at(tables, sizes, 10**9), tables, step).nbytes - 1)
-    plan, start = hand_made(problem, tables), pair(problem, tables, step - 1)
-    low, high = LADDER[step - 1 : step + 1]
-    changed = {name for name, fmt in plan.precision.items() if fmt != start.precision[name]}
-    assert changed and all((start.precision[name], plan.precision[name]) == (low, high) for name in changed)
-    assert not any(HIGH.search(name) for name in changed)
-    left = [name for name in plan.ranks if plan.precision[name] == low and plan.ranks[name]]
-    others = [problem.find({**plan.precision, name: high}, plan.ranks, "hand-made") for name in left]
-    assert not any(problem.fits(other) for other in others)
+    """One format for all blocks, and one with sensitive matrices a format above the others."""
+    for above in (set(), sensitive(tables)):
+        wanted = ruled(at(tables, sizes, 10**9), tables, low, high, above)
+        assert hand_made(at(tables, sizes, wanted.nbytes), tables) == wanted
+
+
+@pytest.mark.parametrize(("low", "high"), list(pairwise(LADDER)))
+def test_what_is_left_fits_no_other_block(tables: Tables, sizes: Sizes, low: str, high: str) -> None:
+    start = ruled(at(tables, sizes, 10**9), tables, low, high, set())
+    full = ruled(at(tables, sizes, 10**9), tables, low, high, sensitive(tables))
+    for budget in range(start.nbytes, full.nbytes, 1 + (full.nbytes - start.nbytes) // 7):
+        problem = at(tables, sizes, budget)
+        plan = hand_made(problem, tables)
+        assert {plan.precision[name] for name in start.ranks if start.ranks[name]} <= {low, high}
+        left = [name for name, rank in plan.ranks.items() if rank and plan.precision[name] == low]
+        more = [problem.find({**plan.precision, name: high}, plan.ranks, "hand-made") for name in left]
+        assert not any(problem.fits(other) for other in more)
+
+
+def test_a_sensitive_matrix_of_the_first_block_is_raised_first(tables: Tables, sizes: Sizes) -> None:
+    low, high = LADDER[2:4]
+    everything, layers = at(tables, sizes, 10**9), {m.name: m.layer for m in tables.matrices}
+    start = ruled(everything, tables, low, high, set())
+    for name in sensitive(tables):
+        one = ruled(everything, tables, low, high, {name})
+        plan = hand_made(at(tables, sizes, one.nbytes), tables)
+        changed = [n for n, fmt in plan.precision.items() if fmt != start.precision[n]]
+        assert changed and HIGH.search(changed[0]) and layers[changed[0]] == 0
 
 
 def test_with_less_than_int8_embeddings_need_beside_4_bit_blocks_they_get_the_larger_format_of_the_pair(
     tables: Tables, sizes: Sizes
 ) -> None:
-    step = LADDER.index("int4-g64-dq")
-    plan = hand_made(at(tables, sizes, pair(at(tables, sizes, 10**9), tables, step).nbytes - 1), tables)
+    low, high = LADDER[2:4]
+    start = ruled(at(tables, sizes, 10**9), tables, low, high, set())
+    plan = hand_made(at(tables, sizes, start.nbytes - 1), tables)
     embeddings = {plan.precision[m.name] for m in tables.matrices if m.role == "embedding"}
-    assert embeddings == {LADDER[step + 1]}
-    assert {plan.precision[name] for name in plan.ranks if HIGH.search(name)} == {LADDER[step + 1]}
-
-
-def test_outermost_blocks_are_raised_first(tables: Tables, sizes: Sizes) -> None:
-    """With bytes for one more matrix than the pair takes, the one raised is of the first block."""
-    everything = at(tables, sizes, 10**9)
-    start = pair(everything, tables, 2)
-    for matrix in (m for m in tables.matrices if m.adaptable and not HIGH.search(m.name)):
-        raised = everything.find({**start.precision, matrix.name: LADDER[3]}, start.ranks, "hand-made")
-        plan = hand_made(at(tables, sizes, raised.nbytes), tables)
-        changed = [name for name, fmt in plan.precision.items() if fmt != start.precision[name]]
-        layers = {m.name: m.layer for m in tables.matrices}
-        assert changed and layers[changed[0]] == 0
+    used = sorted({plan.precision[name] for name in plan.ranks if plan.ranks[name]}, key=LADDER.index)
+    assert embeddings == {LADDER[LADDER.index(used[0]) + 1]} and embeddings >= set(used[1:])
 
 
 def test_pinned_matrices_keep_their_format_and_rank(tables: Tables, sizes: Sizes) -> None:

@@ -17,40 +17,44 @@ RANK = 8
 
 
 def hand_made(problem: Problem, tables: Tables) -> Plan:
-    """Return the plan with int8 for embeddings and heads, one format for all other matrices, the next larger
-    one for values, attention outputs and down projections, and rank 8.
+    """Return the plan with int8 for embeddings and heads, the largest format that fits for all blocks, and
+    rank 8; what is left of the budget raises blocks to the next larger format.
 
-    Of the pairs of neighbouring formats, the largest that fits the budget is taken. Embeddings and heads get
-    the larger format of the pair in place of int8 if blocks would have less than 4 bits otherwise. What the
-    pair leaves of the budget raises the remaining matrices to the larger format, from the first and last
-    block inwards. A matrix with a single format, such as a pinned one, keeps it; where rank 8 is not offered,
-    the next smaller rank is taken, else the smallest. Raises :class:`~bitrank_planner.PlanError` if int8 or a
-    second format is not offered, or no pair fits.
+    Values, attention outputs and down projections are raised first, then the others, both from the first and
+    last block inwards. Embeddings and heads get that larger format in place of int8 if blocks would have less
+    than 4 bits otherwise. A matrix with a single format, such as a pinned one, keeps it; where rank 8 is not
+    offered, the next smaller rank is taken, else the smallest. Raises :class:`~bitrank_planner.PlanError` if
+    int8 or a second format is not offered, or no pair fits.
     """
     pairs = list(reversed(list(pairwise(_ladder(problem.items)))))
     fine = [pair for pair in pairs if parse_format(pair[0]).bits >= FINE]
     for embeddings, offered in ((TABLES, fine), (None, pairs)):
         for low, high in offered:
-            plan = _plan(problem, low, high, embeddings or high)
+            plan = _plan(problem, low, embeddings or high)
             if problem.fits(plan):
-                return _filled(problem, plan, low, high)
+                return _raised(problem, plan, low, high)
     problem.check_feasible()
     raise PlanError(
-        f"no pair of neighbouring formats fits into {problem.budget:,} bytes at rank {RANK}; offer smaller "
-        "formats or ranks, or use the planner 'exact'"
+        f"no format fits into {problem.budget:,} bytes at rank {RANK}; offer smaller formats or ranks, or "
+        "use the planner 'exact'"
     )
 
 
-def _filled(problem: Problem, plan: Plan, low: str, high: str) -> Plan:
-    """Raise block matrices from ``low`` to ``high`` while they fit, from the outermost blocks inwards."""
+def _raised(problem: Problem, plan: Plan, low: str, high: str) -> Plan:
+    """Raise block matrices from ``low`` to ``high`` in the order of the rule, where they fit."""
     blocks = [item for item in _free(problem.items) if item.layer is not None]
     last = max((item.layer or 0 for item in blocks), default=0)
-    for item in sorted(blocks, key=lambda item: min(item.layer or 0, last - (item.layer or 0))):
+
+    def turn(item: Item) -> tuple[bool, int]:
+        layer = item.layer or 0
+        return SENSITIVE.search(item.name) is None, min(layer, last - layer)
+
+    for item in sorted(blocks, key=turn):
         if plan.precision[item.name] != low:
             continue
-        raised = _at_rank(problem, {**plan.precision, item.name: high})
-        if problem.fits(raised):
-            plan = raised
+        more = _at_rank(problem, {**plan.precision, item.name: high})
+        if problem.fits(more):
+            plan = more
     return plan
 
 
@@ -72,12 +76,12 @@ def _free(items: Sequence[Item]) -> list[Item]:
     return found
 
 
-def _plan(problem: Problem, low: str, high: str, embeddings: str) -> Plan:
+def _plan(problem: Problem, low: str, embeddings: str) -> Plan:
     free = {item.name for item in _free(problem.items)}
     precision = {}
     for item in problem.items:
-        is_free = item.name in free
-        precision[item.name] = _format(item, low, high, embeddings) if is_free else item.options[0].format
+        wanted = embeddings if item.role in ("embedding", "head") else low
+        precision[item.name] = wanted if item.name in free else item.options[0].format
     return _at_rank(problem, precision)
 
 
@@ -89,9 +93,3 @@ def _at_rank(problem: Problem, precision: Mapping[str, str]) -> Plan:
         offered = sorted({option.rank for option in item.options if option.format == fmt})
         ranks[item.name] = max((rank for rank in offered if rank <= RANK), default=min(offered, default=0))
     return problem.find(precision, ranks, "hand-made")
-
-
-def _format(item: Item, low: str, high: str, embeddings: str) -> str:
-    if item.role in ("embedding", "head"):
-        return embeddings
-    return high if item.layer is not None and SENSITIVE.search(item.name) else low
