@@ -127,25 +127,28 @@ def differences(found: Sequence[Evaluation]) -> list[dict]:
     ]
 
 
-def figure(rows: Sequence[dict]) -> alt.FacetChart:
-    """Differences with intervals: a column for each budget, a colour for each quantizer."""
-    flat = [
-        {
-            "arm": row["arm"],
-            "quantizer": row["quantizer"],
-            "budget": f"{row['bits']} bits",
-            **asdict(row["difference"]),
-        }
-        for row in rows
-    ]
-    base = alt.Chart(pd.DataFrame(flat)).encode(
-        y=alt.Y("arm:N", title=None),
-        yOffset="quantizer:N",
-        color=alt.Color("quantizer:N", title="quantizer"),
-    )
-    title = "perplexity against bitrank's allocation (%)"
-    points = base.mark_point(filled=True, size=40).encode(x=alt.X("value:Q", title=title))
-    lines = base.mark_rule().encode(x="low:Q", x2="high:Q")
+def figure(rows: Sequence[dict]) -> alt.VConcatChart:
+    """Differences with intervals: a row of panels for each quantizer, a column for each budget."""
+    quantizers = sorted({row["quantizer"] for row in rows})
+    budgets = sorted({row["bits"] for row in rows})
+    lines = []
+    for quantizer in quantizers:
+        panels = []
+        for bits in budgets:
+            chosen = [row for row in rows if (row["quantizer"], row["bits"]) == (quantizer, bits)]
+            if chosen:
+                panels.append(panel(chosen, f"{bits} bits, {quantizer}"))
+        lines.append(alt.hconcat(*panels))
+    return alt.vconcat(*lines).configure(padding={"left": 40, "right": 20, "top": 10, "bottom": 10})
+
+
+def panel(rows: Sequence[dict], title: str) -> alt.LayerChart:
+    """The differences of one quantizer and budget, with a line at zero."""
+    flat = [{"arm": row["arm"], **asdict(row["difference"])} for row in rows]
+    base = alt.Chart(pd.DataFrame(flat)).encode(y=alt.Y("arm:N", title=None))
+    points = base.mark_point(filled=True, size=40).encode(x=alt.X("value:Q", title="% of perplexity"))
+    intervals = base.mark_rule().encode(x="low:Q", x2="high:Q")
     zero = alt.Chart().mark_rule(strokeDash=[3, 3], color="grey").encode(x=alt.datum(0))
-    layers = alt.layer(zero, lines, points, data=pd.DataFrame(flat)).properties(width=190, height=220)
-    return layers.facet(column=alt.Column("budget:N", title=None)).resolve_scale(x="independent")
+    return alt.layer(zero, intervals, points, data=pd.DataFrame(flat)).properties(
+        width=180, height=120, title=title
+    )

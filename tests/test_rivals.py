@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
@@ -192,3 +193,24 @@ def test_the_error_of_a_rival_is_its_exception_not_the_progress_after_it() -> No
     assert environments.error_line(text) == "TypeError: no bits"
     assert environments.error_line("one\ntwo\n") == "two"
     assert environments.error_line("") == ""
+
+
+def test_each_panel_of_the_figure_has_the_arms_of_its_budget_and_quantizer(report: ModuleType) -> None:
+    found = []
+    cases = ((4.0, "rtn", 1.5), (4.5, "rtn", 1.2), (4.0, "search", 1.1), (4.5, "search", 1.05))
+    for bits, quantizer, factor in cases:
+        for arm, times in ((report.REFERENCE, 1.0), ("other", factor)):
+            made = asdict(evaluation(report, arm, times))
+            found.append(report.Evaluation(**made | {"bits": bits, "quantizer": quantizer}))
+    drawn = report.figure(report.differences(found)).to_dict()
+    shown = {
+        panel["title"]: [row["value"] for row in drawn["datasets"][panel["data"]["name"]]]
+        for line in drawn["vconcat"]
+        for panel in line["hconcat"]
+    }
+    assert shown == {
+        "4.0 bits, rtn": [pytest.approx(50.0)],
+        "4.5 bits, rtn": [pytest.approx(20.0)],
+        "4.0 bits, search": [pytest.approx(10.0)],
+        "4.5 bits, search": [pytest.approx(5.0)],
+    }
