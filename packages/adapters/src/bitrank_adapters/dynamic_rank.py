@@ -6,8 +6,8 @@ as the cube of the time since the warm-up. A penalty on the variance of every a_
 concentrating in a few numbers. Schedule, averages, initialization and penalty are those of the authors' code.
 The name is shared with another method (:mod:`~bitrank_adapters.weight_decomposed`), which prunes nothing.
 
-The parameters are those of PEFT's AdaLoRA (P = b, Λ = c, Q = a), so files, scales, fused layers and the audit
-are too.
+The parameters are those of PEFT's AdaLoRA (P = b, Λ = c, Q = a), so scales, fused layers, saved files and the
+audit are those of :class:`~bitrank_adapters.AdaLoraRanks`.
 """
 
 from __future__ import annotations

@@ -6,9 +6,10 @@ the total variation. A matrix gets the share of the budget that its |α| has in 
 that remain are those of the largest norm. Ranks never grow, and the budget shrinks as in
 :mod:`~bitrank_adapters.dynamic_rank`. The authors' formulas could not be read: these follow their abstract.
 
-The parameters are those of PEFT's AdaLoRA (P = b, Λ = α for every component, Q = a), so files, scales, fused
-layers and the audit are too. Λ of a matrix is one number: a hook on its gradient gives every active component
-the sum of their gradients, and equal gradients of equal numbers keep them equal.
+The parameters are those of PEFT's AdaLoRA (P = b, Λ = α for every component, Q = a), so scales, fused layers,
+saved files and the audit are those of :class:`~bitrank_adapters.AdaLoraRanks`. Λ of a matrix is one number: a
+hook on its gradient gives every active component the sum of their gradients, and equal gradients of equal
+numbers keep them equal.
 """
 
 from __future__ import annotations
