@@ -89,5 +89,8 @@ def test_gguf_refuses_a_sentence_piece_model_before_anything_is_written(tmp_path
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_gguf_accepts_supported_runs(tmp_path: Path) -> None:
-    EXPORTS["gguf"].check(run_of(bpe_models.write(tmp_path, "llama"), "toy_articles"))
+def test_gguf_accepts_supported_runs_and_writes_nothing_before_the_export(tmp_path: Path) -> None:
+    run = run_of(bpe_models.write(tmp_path, "llama"), "toy_articles")
+    before = sorted(tmp_path.rglob("*"))
+    EXPORTS["gguf"].check(run)
+    assert sorted(tmp_path.rglob("*")) == before
