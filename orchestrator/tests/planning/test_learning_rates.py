@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from bitrank.planning.learning_rates import (
     SEED,
+    at_factor,
     choose_rates,
     grid_specs,
     rate_rows,
@@ -70,3 +71,14 @@ def test_diverged_rates_lose_and_unfinished_grids_give_no_choice() -> None:
     assert choose_rates(grid, {}) == {}
     everywhere = {spec.spec_id: diverged for spec in grid}
     assert choose_rates(grid, everywhere) == {}, "no rate that can be used"
+
+
+def test_a_grid_of_one_rate_sets_the_rate_and_nothing_else() -> None:
+    scaled = at_factor(ARMS, 0.3163)
+
+    assert [spec.learning_rate for spec in scaled] == [
+        float(f"{arm.learning_rate * 0.3163:.3g}") for arm in ARMS
+    ]
+    assert [
+        replace(spec, learning_rate=arm.learning_rate) for spec, arm in zip(scaled, ARMS, strict=True)
+    ] == ARMS

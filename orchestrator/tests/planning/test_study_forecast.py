@@ -12,6 +12,7 @@ def test_runs_of_all_arms_seeds_and_rates_are_counted() -> None:
     study = STUDIES["allocators"]
     assert run_count(study) == (9 * 3 + len(study.configs)) * (3 + 5)
     assert run_count(replace(study, rates=())) == (9 * 3 + len(study.configs)) * 3
+    assert run_count(replace(study, rates=(0.1,))) == run_count(replace(study, rates=())), "nothing to choose"
     assert run_count(study, unfit=2) == (9 * 3 + len(study.configs) - 2) * (3 + 5)
 
 

@@ -61,7 +61,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--rates",
         type=factors,
         help="comma-separated factors on the profile's learning rate: each arm is trained with the one of "
-        "least validation loss, found with a seed of its own",
+        "least validation loss, found with a seed of its own; a single factor is used without a search",
     )
     parser.add_argument("--forecast", action="store_true", help="print the hours of the study and end")
     parser.add_argument(
@@ -173,18 +173,28 @@ def _tuned(
     """``specs`` at the learning rates and lengths that follow from the runs of the grid.
 
     The second value is the seconds of these runs by config and task. Executes the missing runs of the grid.
-    Cells whose grid is not complete are left out and named.
+    Cells whose grid is not complete are left out and named. A grid of one rate needs no run.
     """
     from bitrank.cli.display import Progress
     from bitrank.execution.matrix import open_jobs, run_study
-    from bitrank.planning.learning_rates import cell_of, choose_rates, grid_specs, rate_rows, with_rates
+    from bitrank.planning.learning_rates import (
+        at_factor,
+        cell_of,
+        choose_rates,
+        grid_specs,
+        rate_rows,
+        with_rates,
+    )
     from bitrank.planning.study_plans import longer_cells, trained_longer
 
     longer = longer_cells(specs, study)
-    measured = specs if study.rates else [spec for spec in specs if spec.config in longer]
+    is_tuned = len(study.rates) > 1
+    if len(study.rates) == 1:
+        specs = at_factor(specs, study.rates[0])
+    measured = specs if is_tuned else [spec for spec in specs if spec.config in longer]
     if not measured:
         return specs, {}
-    grid = grid_specs(measured, study.rates or (1.0,))
+    grid = grid_specs(measured, study.rates if is_tuned else (1.0,))
     jobs = run_study(grid, dataclasses.replace(options, results=options.results / "rates"), Progress)
     executed = [job.spec for job in jobs]  # with the digests of hub models
     tracker, _ = open_jobs(executed, options)
@@ -196,7 +206,7 @@ def _tuned(
             f"{config} on {task} is left out: a run of its grid of learning rates failed; repeat the command"
         )
     kept = [spec for spec in specs if cell_of(spec) not in left_out]
-    tuned = with_rates(kept, chosen) if study.rates else kept
+    tuned = with_rates(kept, chosen) if is_tuned else kept
     lengthened = [
         trained_longer(spec, longer[spec.config], chosen[cell_of(spec)].seconds_per_step)
         if spec.config in longer

@@ -55,11 +55,16 @@ def grid_specs(specs: Sequence[RunSpec], factors: Sequence[float]) -> list[RunSp
             spec,
             profile=spec.profile + RATES,
             seed=SEED,
-            learning_rate=float(f"{spec.learning_rate * factor:.3g}"),
+            learning_rate=_scaled(spec, factor),
         )
         for spec in first.values()
         for factor in factors
     ]
+
+
+def at_factor(specs: Sequence[RunSpec], factor: float) -> list[RunSpec]:
+    """Return ``specs`` at their learning rate × ``factor``: a grid of one rate leaves nothing to choose."""
+    return [replace(spec, learning_rate=_scaled(spec, factor)) for spec in specs]
 
 
 def choose_rates(grid: Sequence[RunSpec], runs: Mapping[str, StoredRun]) -> dict[Cell, ChosenRate]:
@@ -102,6 +107,11 @@ def with_rates(specs: Sequence[RunSpec], chosen: Mapping[Cell, ChosenRate]) -> l
 def rate_rows(chosen: Mapping[Cell, ChosenRate]) -> list[dict[str, Any]]:
     """Return the choices as plain data, one row per arm and task."""
     return [asdict(choice) for choice in chosen.values()]
+
+
+def _scaled(spec: RunSpec, factor: float) -> float:
+    """Return the learning rate of ``spec`` × ``factor`` to three digits."""
+    return float(f"{spec.learning_rate * factor:.3g}")
 
 
 def _loss(run: StoredRun | None) -> float | None:

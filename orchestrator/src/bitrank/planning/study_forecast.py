@@ -73,7 +73,8 @@ def run_count(study: PlannerStudy, unfit: int = 0) -> int:
     ``unfit`` is the number of arms and budgets without a run.
     """
     cells = len(study.arms) * len(study.budgets) + len(study.configs) - unfit
-    return cells * (len(study.seeds) + len(study.rates))
+    grid = len(study.rates) if len(study.rates) > 1 else 0
+    return cells * (len(study.seeds) + grid)
 
 
 def _not_fitting(study: PlannerStudy, sizes: Sizes) -> int:
