@@ -93,8 +93,14 @@ def test_embeddings_are_quantized_before_blocks_get_fewer_bits(sizes: Sizes) -> 
 
 
 def test_coarser_formats_have_larger_groups_first_and_then_fewer_bits() -> None:
-    assert list(_coarser("nf4-dq")) == ["nf4-g128-dq", "nf3-dq", "nf3-g128-dq"]
-    assert list(_coarser("int4-g32"))[:5] == ["int4-g64", "int4-g128", "int3-g32", "int3-g64", "int3-g128"]
+    assert list(_coarser("nf4-dq"))[:3] == ["nf4-g128-dq", "nf3-dq", "nf3-g128-dq"]
+    assert list(_coarser("int4-g32"))[:5] == ["int4-g64", "int4-g128", "int4-g96", "int4-g192", "int3-g32"]
+
+
+def test_groups_that_divide_the_width_of_smollm2_store_fewer_bytes_than_padded_ones() -> None:
+    sizes = {group: parse_format(f"int3-g{group}").nbytes((576, 576)) for group in (64, 96, 128)}
+    assert sizes[96] < sizes[64] < sizes[128]
+    assert "int3-g96" in _coarser("int4-g64")
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,9 @@ from bitrank.spec.rule_interface import Bits, RankRule, Ranks
 from bitrank.spec.rules import GivenBits, GivenRanks
 
 LEAST_RANK = 4  # half the rank of B-Q4: with less, an arm would be compared with almost no adapter
-_GROUPS = (64, 128)  # offered in addition to an arm's own group
+# Offered in addition to an arm's own group, in this order: powers of two, which runtimes hold, before groups that
+# divide widths such as 576, where a group of 128 is padded and saves nothing.
+_GROUPS = (64, 128, 96, 192)
 _RANKS = ("rank", "init_r", "target_r")  # fields of a rank rule that are ranks
 
 
@@ -111,7 +113,7 @@ def _coarser(text: str) -> Iterator[str]:
     if fmt.block is None:
         return
     kind, ending = re.split(r"\d", text)[0], "-dq" if text.endswith("-dq") else ""
-    groups = sorted({fmt.block, *(group for group in _GROUPS if group > fmt.block)})
+    groups = [fmt.block, *(group for group in _GROUPS if group > fmt.block)]
     for bits in range(fmt.bits, 1, -1):
         for group in groups:
             try:
