@@ -12,6 +12,7 @@ import sys
 
 import pytest
 from bitrank.cli.main import main
+from bitrank.planning.study_arms import SYSTEM_ARMS
 from bitrank.spec.configs import CONFIGS, DEFAULT_CONFIGS, SYSTEM
 
 
@@ -274,7 +275,8 @@ def test_report_names_the_error_and_exits_with_2(capsys, tmp_path) -> None:
 def test_list_prints_every_arm_with_a_line_and_its_source(capsys) -> None:
     assert main(["list", "--arms", "--json"]) == 0
     listed = {row["arm"]: row for row in json.loads(capsys.readouterr().out)}
-    assert list(listed) == list(CONFIGS)
+    assert set(listed) == {*CONFIGS, *SYSTEM_ARMS}
+    assert listed["qr-adaptor"]["source"] == "QR-Adaptor; Zhou et al. 2025"
     assert all(row["about"] for row in listed.values())
     assert all(row["source"] for row in listed.values() if row["family"] == SYSTEM)
     assert main(["list", "--arms"]) == 0

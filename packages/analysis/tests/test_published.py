@@ -29,7 +29,7 @@ N = 400
 
 def add(maker: Any, config: str, right: int, seeds: int = 3, bits: float = 4.5, **options: Any) -> None:
     """Runs of ``config`` that get the first ``right`` of 400 examples right, one fewer with each seed."""
-    figures = {"zero/acc": 0.5, "model/mib": 10.0, "model/bits": bits, "mem/peak_mib": 100.0}
+    figures = {"zero/acc": 0.5, "model/mib": 10.0, "lora/mib": 0.5, "model/bits": bits, "mem/peak_mib": 100.0}
     figures |= options.pop("figures", {})
     for seed in range(seeds):
         count = right - seed
@@ -99,6 +99,26 @@ def test_arms_are_compared_at_the_same_budget_and_under_the_claims_conditions(
     assert (row.finding, row.value) == (SUPPORTED, pytest.approx(0.1))
     (row,) = finding(tmp_path, "four-bits").itertuples()
     assert (row.candidate, row.baseline) == ("B-Q4-B-Q4", "B-FP"), "the arm of 3.1 bits is not one of 4"
+
+
+@pytest.mark.parametrize(("mib", "expected"), [(9.5, NOT_SUPPORTED), (7.5, NOT_TESTED)])
+def test_a_loss_against_an_arm_of_more_bytes_decides_no_claim(
+    maker: Any, tmp_path: Path, mib: float, expected: str
+) -> None:
+    add(maker, "B-Q4-3.5bits", 340, bits=3.1)
+    add(maker, "L4Q-Q4-3.5bits", 300, bits=3.0, figures={"model/mib": mib})
+    (row,) = finding(tmp_path, "l4q").itertuples()
+    assert row.finding == expected
+    if expected == NOT_TESTED:
+        assert row.reason == "L4Q-Q4-3.5bits stores 8.00 MiB, B-Q4-3.5bits 10.50: not equal bytes"
+
+
+def test_what_a_search_finds_is_compared_with_the_uniform_plan_too(maker: Any, tmp_path: Path) -> None:
+    for name, right in (("qr-adaptor-B-Q4", 340), ("B-Q4-B-Q4", 300), ("uniform-B-Q4", 340)):
+        add(maker, name, right)
+    first, second = finding(tmp_path, "qr-adaptor").itertuples()
+    assert (first.baseline, first.finding) == ("B-Q4-B-Q4", SUPPORTED)
+    assert (second.baseline, second.finding) == ("uniform-B-Q4", NOT_SUPPORTED)
 
 
 def test_claim_about_a_small_trained_share_needs_its_kind_of_task_and_share(

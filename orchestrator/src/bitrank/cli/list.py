@@ -59,13 +59,23 @@ def rows(specs: Sequence[RunSpec], store: str) -> list[dict[str, Any]]:
 
 
 def arm_rows() -> list[dict[str, str]]:
-    """One row of plain data per arm; the source of an arm of this project is empty."""
+    """One row of plain data per arm: configs, then the arms that only studies have.
+
+    The source of an arm of this project is empty.
+    """
+    from bitrank.planning.study_arms import STUDY_ARMS, SYSTEM_ARMS
     from bitrank.spec.configs import CONFIGS
 
-    return [
+    configs = [
         {"arm": name, "family": arm.family, "about": arm.about, "source": arm.source}
         for name, arm in CONFIGS.items()
     ]
+    of_studies = [
+        {"arm": name, "family": "study", "about": STUDY_ARMS[name].about, "source": STUDY_ARMS[name].source}
+        for name in SYSTEM_ARMS
+        if name not in CONFIGS
+    ]
+    return configs + of_studies
 
 
 def arm_table(listed: Sequence[dict[str, str]]) -> Table:

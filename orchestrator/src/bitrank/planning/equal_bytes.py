@@ -30,8 +30,8 @@ from bitrank.spec.rule_interface import Bits, RankRule, Ranks
 from bitrank.spec.rules import GivenBits, GivenRanks
 
 LEAST_RANK = 4  # half the rank of B-Q4: with less, an arm would be compared with almost no adapter
-# Offered in addition to an arm's own group, in this order: powers of two, which runtimes hold, before groups that
-# divide widths such as 576, where a group of 128 is padded and saves nothing.
+# Offered in addition to an arm's own group, in this order: powers of two, which runtimes hold, before groups
+# that divide widths such as 576, where a group of 128 is padded and saves nothing.
 _GROUPS = (64, 128, 96, 192)
 _RANKS = ("rank", "init_r", "target_r")  # fields of a rank rule that are ranks
 

@@ -24,6 +24,7 @@ class StudyArm:
     ``draw`` is the number of a random plan. ``longer_by`` names an arm whose planning seconds are spent on
     more training steps. ``measures``: the seconds of the sensitivity measurement count for the arm.
     ``control``: the arm controls for a cause in a study of planners, and is no system to compare with.
+    ``source`` names the publication of a system, and is empty for arms of this project.
     """
 
     about: str
@@ -35,6 +36,7 @@ class StudyArm:
     longer_by: str | None = None
     measures: bool = True
     control: bool = False
+    source: str = ""
 
 
 _UNIFORM = ("uniform",)
@@ -47,13 +49,21 @@ NULL_ARMS: dict[str, StudyArm] = {
 STUDY_ARMS: dict[str, StudyArm] = {
     "uniform": StudyArm("one format and one rank for all matrices", _UNIFORM, measures=False),
     "hand-made": StudyArm("the hand-made rule", ("hand-made",), measures=False),
-    "adalora": StudyArm("AdaLoRA on the uniform plan", _UNIFORM, "default", adaptive=True, measures=False),
+    "adalora": StudyArm(
+        "AdaLoRA on the uniform plan",
+        _UNIFORM,
+        "default",
+        adaptive=True,
+        measures=False,
+        source="AdaLoRA; Zhang et al. 2023",
+    ),
     "adalora-loftq": StudyArm(
         "AdaLoRA with LoftQ's initialization on the uniform plan",
         _UNIFORM,
         "loftq",
         adaptive=True,
         measures=False,
+        source="AdaLoRA and LoftQ; Zhang et al. 2023, Li et al. 2024",
     ),
     "best-search": StudyArm("the best plan of all searches", tuple(SEARCHES), control=True),
     "equal-compute": StudyArm(
@@ -69,11 +79,13 @@ STUDY_ARMS: dict[str, StudyArm] = {
         "default",
         rank_rule="train-then-reduce",
         measures=False,
+        source="PARA; arXiv:2604.27796, 2026",
     ),
     **NULL_ARMS,
     "qr-adaptor": StudyArm(
         "the better plan of a genetic search and of Bayesian optimization on short trainings, as QR-Adaptor",
         ("nsga2", "bayes"),
+        source="QR-Adaptor; Zhou et al. 2025",
     ),
 }
 # Arms of the study of systems: every config, and every study arm that is a system of its own.

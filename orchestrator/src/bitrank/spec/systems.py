@@ -181,7 +181,7 @@ SYSTEMS: dict[str, Config] = {
         system_rules.LearnedStepRank(8, "int4-g64"),
         SYSTEM,
         "int4 blocks with trained steps and adapters of rank 8 inside of the rounding; no adapter is left",
-        "L4Q; Jeon et al. 2024",
+        "L4Q; Jeon et al. 2025",
     ),
     "ARD-LoRA-Q4": Config(
         rules.BlocksIn("nf4-dq"),

@@ -1,4 +1,4 @@
-"""L4Q (Jeon et al. 2024): adapters inside of the rounding, and trained steps of the grid.
+"""L4Q (Jeon et al. 2025): adapters inside of the rounding, and trained steps of the grid.
 
 y = Q(W + s B A) x, with Q(w) = clamp(round((w − m)/Δ), 0, top) · Δ + m per group of neighbouring inputs. W
 is frozen in 16 bits; A, B, the steps Δ and the minima m are trained. Gradients are those of learned step

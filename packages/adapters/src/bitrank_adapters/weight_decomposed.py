@@ -15,7 +15,8 @@ from peft import PeftModel
 from torch import nn
 
 from bitrank_adapters.attach import DEFAULT_SCALE, attach_config, lora_config, shapes_of
-from bitrank_adapters.plans import RankPlan, check_ranks
+from bitrank_adapters.errors import AdapterError
+from bitrank_adapters.plans import RankPlan, check_ranks, positive_ranks
 from bitrank_adapters.scales import AdapterScale
 
 _ADAPTER = "default"
@@ -32,12 +33,30 @@ def attach_weight_decomposed(
     """As :func:`~bitrank_adapters.attach_lora`, with a trained length per row of every adapted matrix.
 
     The lengths start as those of the rows of the base, so that a new adapter changes nothing. Raises
-    :class:`~bitrank_adapters.AdapterError` as ``attach_lora`` does.
+    :class:`~bitrank_adapters.AdapterError` as ``attach_lora`` does, and for 8-bit layers of bitsandbytes on a
+    CPU.
     """
     check_ranks(plan, shapes_of(model, plan), heads)
+    _refuse_8_bit_on_cpu(model, plan)
     config = lora_config(plan, scale, heads)
     config.use_dora = True
     return attach_config(model, config, scale, heads, seed)
+
+
+def _refuse_8_bit_on_cpu(model: nn.Module, plan: RankPlan) -> None:
+    """Raise :class:`AdapterError` for a matrix that bitsandbytes holds in 8 bits on a CPU.
+
+    PEFT decodes the base for the starting lengths before any forward pass, and on a CPU puts a copy of the
+    weight without scales in its place, after which the layer cannot compute.
+    """
+    for name in positive_ranks(plan):
+        weight = model.get_submodule(name).weight
+        if type(weight).__name__ == "Int8Params" and weight.device.type == "cpu":
+            raise AdapterError(
+                f"PEFT loses the scales of {name}, which bitsandbytes holds in 8 bits on a CPU, when it "
+                "reads the lengths of its rows; give int8 in place of llm-int8, or another rank rule than "
+                "dora-weight"
+            )
 
 
 def reset_magnitude(layer: Any) -> None:
