@@ -22,7 +22,7 @@ _SETTINGS = {
     "accumulation": "Accumulation (0: a step is one batch)",
     "learning_rate": "Learning rate", "warmup": "Warm-up (share of steps)", "clip": "Gradient clip",
     "weight_decay": "Weight decay",
-    "dropout": "LoRA dropout", "adapter_scale": "Adapter scale at rank 8", "scale_policy": "Scale policy",
+    "dropout": "Dropout", "adapter_scale": "Adapter scale at rank 8", "scale_policy": "Scale policy",
     "max_length": "Longest sequence (tokens)",
     "threads": "Threads a run",
 }  # fmt: skip
