@@ -79,3 +79,14 @@ def test_options_of_a_file_enter_the_id_only_if_they_are_given(tmp_path: Path) -
     (tmp_path / "moved").mkdir()
     (tmp_path / "moved/test.csv").write_text((tmp_path / "test.csv").read_text())
     assert id_of("b.csv", test_file=str(tmp_path / "moved/test.csv")) == ids[2], "content counts, not paths"
+
+
+def test_dropout_of_adapters_enters_the_id_where_it_is_set() -> None:
+    """Without it the ids above, which are older than the field, hold."""
+    plain = make_spec(PROFILES["smoke"], "B-Q4", "toy_articles")
+    assert plain.adapter_dropout is None
+    ids = {
+        make_spec(PROFILES["smoke"], "B-Q4", "toy_articles", {"adapter_dropout": rate}).spec_id
+        for rate in (0.05, 0.1)
+    }
+    assert len(ids | {plain.spec_id}) == 3

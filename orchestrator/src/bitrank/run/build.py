@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bitrank_adapters import AdapterStart, adapter_memory
+from bitrank_adapters import AdapterStart, adapter_memory, set_dropout
 from bitrank_quant import Applied, Decode, decoder, stored_bytes
 from bitrank_trainer import ALONE, trainable
 from peft import PeftModel
@@ -129,4 +129,7 @@ def attach_adapters(
 
     The modules in ``heads`` are trained whole. Rank schedules span ``steps`` optimizer steps.
     """
-    return config.rank.attach(model, ranks, AttachOptions(scale_of(spec), heads, spec.seed, steps))
+    attached = config.rank.attach(model, ranks, AttachOptions(scale_of(spec), heads, spec.seed, steps))
+    if spec.adapter_dropout:
+        set_dropout(attached.model, spec.adapter_dropout)
+    return attached

@@ -125,6 +125,9 @@ class RunSpec:
     dropout: Annotated[
         Fraction | None, About("dropout in all layers of the model; None: the model's own")
     ] = None
+    adapter_dropout: Annotated[
+        Fraction | None, About("dropout of the inputs of adapters, with PEFT's layers, which are slower")
+    ] = None
     adapter_scale: Annotated[Positive, About("scale s of an adapter of rank 8: W + s · B A")] = 2.0
     scale_policy: Annotated[
         Text,
@@ -226,9 +229,9 @@ class RunSpec:
     def _locators(self) -> set[str]:
         """Fields that only locate content that another field identifies, and those that are not given.
 
-        Options of files that are not given do not enter the id, so that older ids stay the same.
+        Options that are not given do not enter the id, so that ids from before they existed stay the same.
         """
-        left_out = {key for key in (*DIGESTS, *FILE_OPTIONS) if getattr(self, key) is None}
+        left_out = {key for key in (*DIGESTS, *FILE_OPTIONS, "adapter_dropout") if getattr(self, key) is None}
         if self.data_digest is not None:
             left_out.add("data")
         if is_content(self.data_digest) and self.reads_file:

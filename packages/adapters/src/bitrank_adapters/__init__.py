@@ -4,6 +4,7 @@ from bitrank_adapters.activation_init import ActivationStart
 from bitrank_adapters.adaptive_ranks import AdaLoraRanks
 from bitrank_adapters.attach import AdaLora, attach_adalora, attach_lora
 from bitrank_adapters.data_ranks import ranks_by_importance, ranks_by_variance
+from bitrank_adapters.dropout import set_dropout
 from bitrank_adapters.dynamic_rank import Dynamic, DynamicRanks, attach_dynamic
 from bitrank_adapters.errors import AdapterError, BudgetMissed
 from bitrank_adapters.export import LowRank, SavedAdapter, read_adapter, save_as_lora
@@ -89,6 +90,7 @@ __all__ = [
     "role_ranks",
     "round_adapter",
     "save_as_lora",
+    "set_dropout",
     "uniform_ranks",
     "weighted_norm",
 ]

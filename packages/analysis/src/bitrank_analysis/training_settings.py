@@ -26,6 +26,7 @@ SETTINGS = (
     "weight_decay",
     "clip",
     "dropout",
+    "adapter_dropout",
     "adapter_scale",
     "scale_policy",
     "max_length",
