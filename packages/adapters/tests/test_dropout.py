@@ -1,4 +1,4 @@
-"""Dropout of adapters: W x + s B A dropout(x) while training, nothing in evaluation, and no silent loss of it."""
+"""Dropout of adapters: W x + s B A dropout(x) while training, nothing in evaluation, never lost silently."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_fused_models_keep_the_dropout(make, blocks, ids) -> None:
 
 def test_adapters_without_dropout_are_refused(make, blocks) -> None:
     steps = attach_learned_steps(make("llama"), uniform_ranks(blocks["llama"], 4), bits=4, group=32)
-    with pytest.raises(AdapterError, match="LearnedStepLinear.* computes without dropout; leave out"):
+    with pytest.raises(AdapterError, match=r"LearnedStepLinear.* computes without dropout; leave out"):
         set_dropout(steps, 0.1)
     with pytest.raises(AdapterError, match="no matrix has an adapter"):
         set_dropout(attach_frozen(make("llama")), 0.1)
