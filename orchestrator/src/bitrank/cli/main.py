@@ -11,6 +11,7 @@ import json
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from bitrank.cli import export, plan, study
@@ -24,6 +25,7 @@ from bitrank.cli.options import add_command
 from bitrank.cli.report import add_evidence, add_paper, add_report, add_sql
 from bitrank.cli.ui import add_ui
 from bitrank.errors import BAD_INPUT, FAILED, UserError, disk_problem, is_full_disk, is_user_error, masked
+from bitrank.process.env_file import read_env_file
 from bitrank.process.environment import set_own_environment
 from bitrank.process.fast_imports import quiet_libraries
 from bitrank.process.tcmalloc import adopt
@@ -41,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     show_every_character()
     try:
         check_text(sys.argv[1:] if argv is None else argv)
+        read_env_file(Path.cwd())
     except UserError as error:
         print(f"bitrank: {error}", file=sys.stderr)
         return 2
