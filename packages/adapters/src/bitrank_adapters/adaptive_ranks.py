@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -125,11 +125,23 @@ class AdaLoraRanks(FixedRanks):
     def stored_bytes(self) -> int:
         ranks = self.ranks()
         heads = sum(p.numel() for name, p in saved_parameters(self._model).items() if ".lora_" not in name)
-        sizes = {
+        return STORED_BYTES * (heads + self._stored_numbers(ranks))
+
+    def _stored_numbers(self, ranks: Mapping[str, int]) -> int:
+        """Numbers of the factors of all matrices at ``ranks``: out + in for each rank."""
+        return sum(ranks[name] * size for name, size in self._sizes().items())
+
+    def _sizes(self) -> dict[str, int]:
+        """Numbers of one rank of every matrix: out + in."""
+        return {
             name: layer.lora_A[_ADAPTER].shape[1] + layer.lora_B[_ADAPTER].shape[0]
             for name, layer in adapted(self._model)
         }
-        return STORED_BYTES * (heads + sum(ranks[name] * size for name, size in sizes.items()))
+
+    @property
+    def _most_numbers(self) -> int:
+        """Numbers of the factors if every matrix keeps the mean rank, which is what a byte budget counts."""
+        return self.budget // len(adapted(self._model)) * sum(self._sizes().values())
 
     def save(self, folder: Path) -> None:
         """Save a plain LoRA adapter (bf16) with the active rank and α of each matrix; stock PEFT loads it."""

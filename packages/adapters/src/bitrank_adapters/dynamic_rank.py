@@ -3,7 +3,8 @@
 ΔW = Σ_i c_i b_i a_iᵀ with c = 0 at the start. The importance of a component is a moving average of
 ‖c_i b_i a_iᵀ‖_F / ‖ΔW‖_F, and the components with the globally smallest importance are pruned, more and more
 as the cube of the time since the warm-up. A penalty on the variance of every a_i and b_i keeps them from
-concentrating in a few numbers. Schedule, averages, initialization and penalty are those of the authors' code.
+concentrating in a few numbers. Schedule, averages, initialization and penalty are those of the authors' code;
+the last pruning also keeps the numbers of the mean rank on every matrix, so that a byte budget holds.
 The name is shared with another method (:mod:`~bitrank_adapters.weight_decomposed`), which prunes nothing.
 
 The parameters are those of PEFT's AdaLoRA (P = b, Λ = c, Q = a), so scales, fused layers, saved files and the
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from bitrank_adapters.adaptive_ranks import AdaLoraRanks, matrix_name
 from bitrank_adapters.attach import DEFAULT_SCALE, AdaLora, attach_adalora
+from bitrank_adapters.errors import BudgetMissed
 from bitrank_adapters.rank_hooks import adapted
 from bitrank_adapters.scales import AdapterScale
 
@@ -131,13 +133,26 @@ class DynamicRanks(AdaLoraRanks):
         """Zero the least important components at ``time``: 0 after the warm-up, 1 at the freeze."""
         total = sum(len(value) for value in self._importance.values())
         kept = total - int((total - self.budget) * time**3)
-        order = torch.cat(list(self._importance.values())).argsort(descending=True, stable=True)
+        order = torch.cat(list(self._importance.values())).argsort(descending=True, stable=True).cpu()
+        if time == 1:
+            sizes = self._sizes()
+            counts = [torch.full((len(value),), sizes[name]) for name, value in self._importance.items()]
+            kept = min(kept, int((torch.cat(counts)[order].cumsum(0) <= self._most_numbers).sum()))
         mask = torch.zeros(total, dtype=torch.bool)
-        mask[order[:kept].cpu()] = True
+        mask[order[:kept]] = True
         self._config.rank_pattern = dict(self._split(mask))
         self._kept = {}
         self._mask()
         self._follow_ranks()
+
+    def _audit(self) -> None:
+        ranks = self.ranks()
+        active, numbers = sum(ranks.values()), self._stored_numbers(ranks)
+        if active > self.budget or numbers > self._most_numbers:
+            raise BudgetMissed(
+                f"{active} ranks with {numbers} numbers are active after the freeze, the budget is "
+                f"{self.budget} ranks with {self._most_numbers}"
+            )
 
     def _split(self, mask: Tensor) -> Iterator[tuple[str, list[bool]]]:
         """(parameter name of Λ, kept components) of every matrix."""

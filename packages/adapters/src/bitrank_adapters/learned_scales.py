@@ -121,9 +121,13 @@ class LearnedScaleRanks(AdaLoraRanks):
         return {}, json.dumps(self._config.rank_pattern or {})
 
     def _audit(self) -> None:
-        active = sum(self.ranks().values())
-        if active > self.budget:
-            raise BudgetMissed(f"{active} ranks are active after the freeze, the budget is {self.budget}")
+        ranks = self.ranks()
+        active, numbers = sum(ranks.values()), self._stored_numbers(ranks)
+        if active > self.budget or numbers > self._most_numbers:
+            raise BudgetMissed(
+                f"{active} ranks with {numbers} numbers are active after the freeze, the budget is "
+                f"{self.budget} ranks with {self._most_numbers}"
+            )
 
     def _values(self) -> Iterator[tuple[str, Tensor]]:
         """(parameter name, Λ) of every matrix."""
@@ -140,7 +144,11 @@ class LearnedScaleRanks(AdaLoraRanks):
         """Set ranks at ``time``: 0 after the warm-up, 1 at the freeze."""
         total = self._schedule.init_r * len(adapted(self._model))
         kept = total - int((total - self.budget) * time**3)
-        wanted = apportion(kept, {n: float(a.abs()) for n, a in self.scales().items()}, self.ranks())
+        shares, most = {n: float(a.abs()) for n, a in self.scales().items()}, self.ranks()
+        wanted = apportion(kept, shares, most)
+        while time == 1 and self._stored_numbers(wanted) > self._most_numbers:  # larger matrices got more
+            kept -= 1
+            wanted = apportion(kept, shares, most)
         before = self._config.rank_pattern or {}
         pattern = {}
         keys = {matrix_name(key): key for key, _ in self._values()}
