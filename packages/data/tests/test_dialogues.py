@@ -161,7 +161,8 @@ def test_answers_beyond_max_length_are_cut_and_counted(tmp_path: Path) -> None:
     long = [{"prompt": "why " * (2 + 9 * (n > 20)) + str(n), "completion": " film"} for n in range(40)]
     task = task_of(tmp_path / "y.jsonl", long, words(), length=8)
     assert task.report.counts["texts_without_tokens"] == 19
-    assert any(note.startswith("19 texts have too few tokens to learn from") for note in task.report.notes)
+    expected = "19 dialogues have no answer within max_length and were left out (the first: "
+    assert any(note.startswith(expected) for note in task.report.notes)
     prompts = numbered([{"prompt": "why " * 9 + "NUMBER", "completion": " film"}])
     remedy = "longer than max_length 8 and were cut there.* or a larger max_length"
     with pytest.raises(DataError, match=f"no text left for train .*{remedy}"):

@@ -60,9 +60,15 @@ def test_without_an_end_token_a_target_has_only_its_words(tokenizer: Any) -> Non
 def test_long_texts_are_cut_counted_and_keep_their_end(ending_tokenizer: Any) -> None:
     long = " ".join(["film"] * 20)
     split, cut = split_of([(long, long), ("the film", "good")], ending_tokenizer, max_length=6)
-    assert cut == 2 and len(split.prompt_of(0)) == 6
+    assert cut == 1 and len(split.prompt_of(0)) == 6
     # The decoder's input has a start token before the target.
     assert len(split.completion_of(0)) == 5 and split.completion_of(0)[-1] == END
+
+
+def test_an_example_counts_once_as_cut_whichever_side_is_long(ending_tokenizer: Any) -> None:
+    long = " ".join(["film"] * 20)
+    pairs = [(long, long), (long, "good"), ("the film", long), ("the film", "good")]
+    assert split_of(pairs, ending_tokenizer, max_length=6)[1] == 3
 
 
 def test_an_example_without_source_or_target_has_no_sequence(ending_tokenizer: Any) -> None:

@@ -108,14 +108,22 @@ def encode_texts(examples: Sequence[Example], tokenizer: Any, cutting: Cutting) 
     The longer text of a pair is truncated first (``longest_first``), and the tokenizer's segments, such as
     BERT's, become ``Piece.types``.
     """
+    pieces, is_cut = _encode_texts(examples, tokenizer, cutting)
+    return pieces, sum(is_cut)
+
+
+def _encode_texts(
+    examples: Sequence[Example], tokenizer: Any, cutting: Cutting
+) -> tuple[list[list[Piece]], list[bool]]:
+    """Sequences of each example, and whether it was truncated."""
     texts: list[list[str]] = [[example.text for example in examples]]
     if pairs := [example.pair for example in examples if isinstance(example, PairExample)]:
         texts.append(pairs)
     options = {"add_special_tokens": cutting.special_tokens, "verbose": False}
     # One token more than fits shows which texts are too long, without lists of all their tokens.
     encoded = tokenizer(*texts, **options, truncation="longest_first", max_length=cutting.max_length + 1)
-    cut = sum(len(tokens) > cutting.max_length for tokens in encoded["input_ids"])
-    if cut:
+    is_cut = [len(tokens) > cutting.max_length for tokens in encoded["input_ids"]]
+    if any(is_cut):
         encoded = tokenizer(*texts, **options, truncation="longest_first", max_length=cutting.max_length)
     added = len(cutting.before) + len(cutting.after)
     types = encoded.get("token_type_ids") if pairs else None
@@ -123,7 +131,7 @@ def encode_texts(examples: Sequence[Example], tokenizer: Any, cutting: Cutting) 
     for row, tokens in enumerate(encoded["input_ids"]):
         piece = Piece(tokens, types=types[row] if types is not None else ())
         pieces.append([piece] if len(tokens) > added else [])
-    return pieces, cut
+    return pieces, is_cut
 
 
 def encode_windows(examples: Sequence[Example], tokenizer: Any, cutting: Cutting) -> Encoded:
@@ -150,28 +158,31 @@ def encode_pairs(examples: Sequence[Any], tokenizer: Any, cutting: Cutting) -> E
     target one token shorter, since the decoder's input begins with a start token. A target ends with the
     end-of-sequence token. There is no sequence for an example whose source or target has no token.
     """
-    sources, cut = encode_texts(examples, tokenizer, cutting)
-    targets, cut_targets = _encode_targets([example.target for example in examples], tokenizer, cutting)
+    sources, is_source_cut = _encode_texts(examples, tokenizer, cutting)
+    targets, is_target_cut = _encode_targets([example.target for example in examples], tokenizer, cutting)
     sequences = []
     for pieces, target in zip(sources, targets, strict=True):
         sequences.append([_pair(pieces[0].tokens, target)] if pieces and target else [])
-    return sequences, cut + cut_targets
+    # The note gives a share of the examples, so an example counts once, whichever side is cut.
+    return sequences, sum(map(any, zip(is_source_cut, is_target_cut, strict=True)))
 
 
-def _encode_targets(texts: Sequence[str], tokenizer: Any, cutting: Cutting) -> tuple[list[list[int]], int]:
-    """Tokens of each target text, and the number of truncated ones."""
+def _encode_targets(
+    texts: Sequence[str], tokenizer: Any, cutting: Cutting
+) -> tuple[list[list[int]], list[bool]]:
+    """Tokens of each target text, and whether it was truncated."""
     options = {"add_special_tokens": cutting.special_tokens, "verbose": False}
     encoded = tokenizer(text_target=list(texts), **options)["input_ids"]
     end = tokenizer.eos_token_id if cutting.special_tokens else None
     added, longest = len(cutting.before) + len(cutting.after), cutting.max_length - 1
-    targets, cut = [], 0
+    targets, is_cut = [], []
     for tokens in encoded:
         ending = [] if end is None else [end]
         body = tokens[:-1] if tokens[-1:] == ending and ending else tokens
         space = longest - len(ending)
-        cut += len(body) > space
+        is_cut.append(len(body) > space)
         targets.append([*body[:space], *ending] if len(tokens) > added else [])
-    return targets, cut
+    return targets, is_cut
 
 
 def _pair(source: Sequence[int] | np.ndarray, target: Sequence[int]) -> Piece:
@@ -279,6 +290,7 @@ DATA_KINDS: dict[str, DataKind] = {
         labels_of_tokens,
         layouts=INSTRUCTIONS,
         notes=notes_of_dialogues,
+        left_out="dialogues have no answer within max_length and were left out",
         reads={SEQUENCE_TO_SEQUENCE: dialogue_of_target},
     ),
     QUESTION_ANSWERING: DataKind(
