@@ -166,6 +166,10 @@ REFUSED = {
         jsonl_of(changed(label=["a", "b"])),
         r"label of row 5 \(line 5\) is a list of labels; multi-label",
     ),
+    "surrogate-label.jsonl": (
+        jsonl_of(changed(label="\ud800")).encode("ascii", "backslashreplace"),
+        r"label of row 5 \(line 5\) has half of a surrogate pair",
+    ),
     "struct-label.jsonl": (jsonl_of(changed(label={"a": 1})), r"label of row 5 \(line 5\) is of type dict"),
     "regression.jsonl": (
         jsonl_of(labelled([n / 7 for n in range(40)])),

@@ -76,6 +76,7 @@ def test_all_forms_of_answers_give_the_same_example(answers: Any) -> None:
 def test_one_text_with_its_place_is_an_answer() -> None:
     assert question_of(answers="the", answer_start=21).starts == (21,)
     assert question_of(answers="the", answer_start="21").starts == (21,)
+    assert question_of(answers="the", answer_start=21.0).starts == (21,)
     assert question_of(answers="lovely").starts == (33,)
 
 
@@ -94,7 +95,21 @@ def test_an_empty_list_marks_a_question_without_an_answer(answers: Any) -> None:
             "the answers have 'lovely' at answer_start 3, where the context has ' plot '",
         ),
         ({"answers": ["the"], "answer_start": [-9]}, "at answer_start -9"),
-        ({"answers": ["the"], "answer_start": ["x"]}, "have answer_start 'x'; expected the number"),
+        *(
+            ({"answers": ["the"], "answer_start": [place]}, f"have answer_start {shown}; expected the number")
+            for place, shown in (
+                ("x", "'x'"),
+                (float("inf"), "inf"),
+                (float("-inf"), "-inf"),
+                (float("nan"), "nan"),
+                (0.5, "0.5"),
+                (True, "True"),
+                ("9" * 5000, "'9{39}…'"),
+                ([0], r"\[0\]"),
+                ({"start": 0}, "{'start': 0}"),
+            )
+        ),
+        ({"answers": ["the"], "answer_start": [10**400]}, "at answer_start 1000"),
         (
             {"answers": ["the"], "answer_start": [0, 21]},
             "the answers have 1 texts and 2 numbers of answer_start",

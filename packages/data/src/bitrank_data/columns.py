@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from bitrank_data.errors import DataError
 from bitrank_data.kinds import DATA_KINDS
 from bitrank_data.layouts import TEXT, Layout, Naming
-from bitrank_data.rows import shown
+from bitrank_data.rows import quoted, shown
 
 # Common names of label columns. A file with one of them and no 'label' is not plain text for language
 # modelling.
@@ -40,7 +40,9 @@ def layout_of(columns: Sequence[str], naming: Naming, name: str = "the file") ->
     _, _, kind, chosen = max(fitting, key=lambda fit: fit[:2])
     twice = [column for column in chosen.present(columns).values() if columns.count(column) > 1]
     if twice:
-        raise DataError(f"{name} has two columns {twice[0]!r} ({_found(columns)}); rename or remove one")
+        raise DataError(
+            f"{name} has two columns {quoted(twice[0])} ({_found(columns)}); rename or remove one"
+        )
     _refuse_like_label(name, columns, chosen)
     return kind, chosen
 
@@ -48,16 +50,17 @@ def layout_of(columns: Sequence[str], naming: Naming, name: str = "the file") ->
 def _refuse_like_label(name: str, columns: Sequence[str], layout: Layout) -> None:
     near = [column for column in columns if column.strip().casefold() in _LIKE_LABEL]
     if near and set(layout.columns) == {TEXT} and layout.columns[TEXT] not in near:
+        like = quoted(near[0])
         raise DataError(
-            f"{name} has a column {near[0]!r} but none called 'label'; {_found(columns)}. For classification "
-            f"rename {near[0]!r} to 'label' or name it with --label-column; for language modelling remove it"
+            f"{name} has a column {like} but none called 'label'; {_found(columns)}. For classification "
+            f"rename {like} to 'label' or name it with --label-column; for language modelling remove it"
         )
 
 
 def _no_layout(name: str, columns: Sequence[str], naming: Naming) -> str:
     if absent := [column for column in naming.columns if column not in columns]:
         remedy = "give the name of one of its columns"
-        return f"{name} has no column {absent[0]!r}, which was named; {_found(columns)}; {remedy}"
+        return f"{name} has no column {quoted(absent[0])}, which was named; {_found(columns)}; {remedy}"
     if naming.label is not None:
         remedy = "name its text with --text-column"
         return f"{name} has a label but no column 'text'; {_found(columns)}; {remedy}"
@@ -76,7 +79,7 @@ def _forms() -> str:
 
 def _remedy(name: str, columns: Sequence[str]) -> str:
     if near := [column for column in columns if column.strip().casefold() == TEXT]:
-        return f"rename {near[0]!r} to 'text'"
+        return f"rename {quoted(near[0])} to 'text'"
     rename = "rename the column that holds the text, or name it with --text-column"
     if name.lower().endswith((".csv", ".tsv")):
         return f"{rename}, or add a header line if the file has none"

@@ -12,6 +12,7 @@ from typing import Any
 from bitrank_data.errors import DataError
 from bitrank_data.examples import ASSISTANT, SYSTEM, USER, Dialogue, TargetExample, Turn, row_name
 from bitrank_data.layouts import REMARK, Layout, LeftOut, Refused, check_text, text_of
+from bitrank_data.rows import quoted, shown
 
 _SPEAKERS = {  # names in ``from``, and their roles
     "human": USER,
@@ -88,15 +89,21 @@ def _turn(turn: Any, number: int, role: str) -> list[str]:
     if turn.get("role") is not None:
         speaker, content = turn["role"], turn.get("content")
     elif turn.get("from") is not None:
-        speaker, content = _SPEAKERS.get(turn["from"]), turn.get("value")
-        if speaker is None:
-            known = ", ".join(_SPEAKERS)
-            raise Refused(role, f"has the unknown speaker {turn['from']!r} in turn {number}; one of {known}")
+        speaker, content = _speaker(turn["from"], number, role), turn.get("value")
     else:
-        raise Refused(role, f"has a turn {number} with {', '.join(turn) or 'nothing'}; {expected}")
+        raise Refused(role, f"has a turn {number} with {shown(list(turn)) or 'nothing'}; {expected}")
     if not isinstance(speaker, str) or not speaker:
-        raise Refused(role, f"has the role {speaker!r} in turn {number}; expected a name such as user")
+        raise Refused(role, f"has the role {quoted(speaker)} in turn {number}; expected a name such as user")
+    check_text(speaker, role)
     return [speaker, _content(content, number, role)]
+
+
+def _speaker(name: Any, number: int, role: str) -> str:
+    """Role of a name in ``from``."""
+    if not isinstance(name, str) or name not in _SPEAKERS:
+        known = ", ".join(_SPEAKERS)
+        raise Refused(role, f"has the unknown speaker {quoted(name)} in turn {number}; one of {known}")
+    return _SPEAKERS[name]
 
 
 def _content(content: Any, number: int, role: str) -> str:
@@ -139,7 +146,7 @@ def target_of_dialogue(dialogue: Dialogue) -> TargetExample:
     roles = [turn.role for turn in dialogue.turns]
     if roles != [USER, ASSISTANT]:
         raise DataError(
-            f"{row_name(dialogue.id)} has the turns {', '.join(roles)}: an encoder-decoder maps one source "
+            f"{row_name(dialogue.id)} has the turns {shown(roles)}: an encoder-decoder maps one source "
             f"to one target. Expected one turn of the {USER} and one of the {ASSISTANT}; remove the others, "
             "or give a decoder"
         )

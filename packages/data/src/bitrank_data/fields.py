@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bitrank_data.errors import DataError
+from bitrank_data.rows import quoted
 
 
 class FieldError(DataError):
@@ -23,7 +24,7 @@ def text_field(fields: Mapping[str, Any], name: str) -> str:
     if value is None or is_nan:
         raise FieldError(name, "is missing; give it, or remove the row")
     if not isinstance(value, str):
-        raise FieldError(name, f"is {value!r}, of type {type(value).__name__}; expected text")
+        raise FieldError(name, f"is {quoted(value)}, of type {type(value).__name__}; expected text")
     if not value.strip():
         raise FieldError(name, "is empty; give it, or remove the row")
     if "\0" in value:

@@ -31,6 +31,7 @@ from bitrank_data.kinds import (
     SEQUENCE_TO_SEQUENCE,
 )
 from bitrank_data.layouts import LeftOut, Refused
+from bitrank_data.rows import quoted
 from bitrank_data.splitting import groups_of, text_key
 
 _VALIDATION = 1000
@@ -75,7 +76,7 @@ def _sentences(rows: Iterable[dict[str, Any]], split: str) -> list[Example]:
         if not isinstance(sentence, str) or not sentence.strip():
             raise DataError(f"sst2: row {number + 1} of {split} has no sentence; remove it")
         if label not in (0, 1):
-            problem = f"has the label {label!r}, expected 0 or 1; remove it"
+            problem = f"has the label {quoted(label)}, expected 0 or 1; remove it"
             raise DataError(f"sst2: row {number + 1} of {split} {problem}")
         examples.append(Example(f"sst2-{split}-{number}", sentence.strip(), int(label)))
     return examples

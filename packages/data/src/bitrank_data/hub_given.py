@@ -17,6 +17,7 @@ from bitrank_data.errors import DataError
 from bitrank_data.examples import TRAIN, DataReport, Example, Texts
 from bitrank_data.hub_files import Read
 from bitrank_data.layouts import LABEL, REMARK, Layout, LeftOut, Naming, Refused
+from bitrank_data.rows import quoted
 from bitrank_data.splitting import text_key
 
 _VALIDATION, _TEST = "validation", "test"
@@ -105,7 +106,7 @@ def _examples(
 def _label(value: Any, classes: tuple[str, ...]) -> int:
     if value not in range(len(classes)):
         numbers = f"0 to {len(classes) - 1}"
-        raise Refused(LABEL, f"is {value!r}, expected {numbers} ({', '.join(classes)}); remove the row")
+        raise Refused(LABEL, f"is {quoted(value)}, expected {numbers} ({', '.join(classes)}); remove the row")
     return int(value)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bitrank_data.errors import DataError
-from bitrank_data.rows import Row, Table, encoding_of, lines_of, pieces_of, place_of
+from bitrank_data.rows import Row, Table, encoding_of, lines_of, pieces_of, place_of, quoted
 
 _FIRST_PIECE = 1 << 16  # characters of an array that are parsed at once; more for a longer object
 
@@ -155,7 +155,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"an object has two values for {key!r}; remove one")
+            raise ValueError(f"an object has two values for {quoted(key)}; remove one")
         found[key] = value
     return found
 

@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 
 from bitrank_data.errors import DataError
+from bitrank_data.layouts import LABEL, Refused, check_text
+from bitrank_data.rows import quoted, shortened
 
 # Half stars from 0 to 5 are classes; more than this number of different fractional values indicates
 # regression.
 _MOST_FRACTIONS = 20
 _MISSING = {"", "nan", "NaN", "<NA>"}  # missing values as written by spreadsheets and pandas
+_SPELLINGS, _NOTES = 4, 10  # spellings of a class in a note, and classes with a note of their own
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -59,7 +62,7 @@ class ClassReader:
         _refuse_spellings(self._name, self._first)
         classes = tuple(sorted(self._first, key=_by_number))
         if len(classes) < 2:
-            only = f"every label is {classes[0]!r}" if classes else "no row has a label"
+            only = f"every label is {quoted(classes[0])}" if classes else "no row has a label"
             raise DataError(
                 f"{self._name}: classification needs two classes or more, {only}. Add examples of another "
                 "class, or remove the column 'label' for language modelling"
@@ -101,6 +104,10 @@ def _class_of(name: str, place: str, label: Any) -> str:
             raise DataError(f"{name}: {place} {problem}")
         return str(int(label)) if label.is_integer() else str(label)
     if isinstance(label, str):
+        try:
+            check_text(label, LABEL)
+        except Refused as error:
+            raise DataError(f"{name}: the label of {place} {error}") from error
         text = label.strip()
         whole = re.fullmatch(r"(-?\d+)\.0*", text)
         return whole[1] if whole else text
@@ -128,16 +135,22 @@ def _refuse_spellings(name: str, first: dict[str, str]) -> None:
     for label in first:
         key = float(label) if _NUMBER.fullmatch(label) else label.casefold()
         if key in seen:
-            both = " and ".join(f"{one!r} ({first[one]})" for one in (seen[key], label))
+            both = " and ".join(f"{quoted(one)} ({first[one]})" for one in (seen[key], label))
             remedy = "write one of them everywhere, or give them different names"
             raise DataError(f"{name}: the labels {both} differ in spelling alone; {remedy}")
         seen[key] = label
 
 
 def _rewritten(spellings: dict[str, dict[str, None]]) -> tuple[str, ...]:
-    """Notes on different spellings read as one class."""
-    merged = {label: " and ".join(written) for label, written in spellings.items() if len(written) > 1}
-    return tuple(f"{written} are one class, {label!r}" for label, written in merged.items())
+    """Notes on different spellings read as one class, for the first ten such classes."""
+    merged = {label: list(written) for label, written in spellings.items() if len(written) > 1}
+    notes = [
+        f"{' and '.join(map(shortened, written[:_SPELLINGS]))}{' and …' if written[_SPELLINGS:] else ''} "
+        f"are one class, {quoted(label)}"
+        for label, written in list(merged.items())[:_NOTES]
+    ]
+    further = len(merged) - len(notes)
+    return (*notes, *([f"{further} further classes have several spellings"] if further else []))
 
 
 def _by_number(label: str) -> tuple[int, float, str]:

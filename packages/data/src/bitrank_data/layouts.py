@@ -12,7 +12,7 @@ from typing import Any
 
 from bitrank_data.errors import DataError
 from bitrank_data.examples import Example, PairExample, TargetExample
-from bitrank_data.rows import shown
+from bitrank_data.rows import quoted, shown
 
 TEXT, PAIR, TARGET, LABEL = "text", "pair", "target", "label"  # roles of columns
 REMARK = "remark"  # key of the fields of :attr:`Layout.parse`: a note on unused parts of a row, counted
@@ -88,7 +88,9 @@ def text_columns(column: str | None, label: str | None) -> Naming:
     """
     names = tuple(name.strip() for name in column.split(",")) if column is not None else ()
     if len(names) > 2 or "" in names:
-        raise DataError(f"expected the name of one text column, or two names as in 'a,b', got {column!r}")
+        raise DataError(
+            f"expected the name of one text column, or two names as in 'a,b', got {quoted(column)}"
+        )
     return Naming(names, label)
 
 
@@ -127,7 +129,8 @@ def _instead_of_text(value: object) -> str:
         return f"an object with {shown(list(value))}, expected text; {remedy}"
     if isinstance(value, bytes):
         return "bytes, expected text; decode the column and save it as text"
-    return f"{value!r}, of type {type(value).__name__}, expected text; put it in quotes where it is text"
+    kind = type(value).__name__
+    return f"{quoted(value)}, of type {kind}, expected text; put it in quotes where it is text"
 
 
 def _text(cells: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ Answers are evaluated per question: the span with the highest score over all win
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from bitrank_data.errors import DataError
 from bitrank_data.examples import Example
 from bitrank_data.fields import FieldError, text_field
 from bitrank_data.layouts import Layout, Refused, text_of
+from bitrank_data.rows import quoted, shortened
 from bitrank_data.sequences import Cutting, Encoded, Piece, Rows, TokenSplit
 from bitrank_data.squad import exact_match, token_f1
 
@@ -95,7 +97,7 @@ def _answers(fields: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
     if wrong := [answer for answer in texts if not isinstance(answer, str)]:
         expected = "a text, a list of texts, or an object with the lists text and answer_start"
         raise FieldError(
-            _ANSWERS, f"have {wrong[0]!r}, of type {type(wrong[0]).__name__}; expected {expected}"
+            _ANSWERS, f"have {quoted(wrong[0])}, of type {type(wrong[0]).__name__}; expected {expected}"
         )
     if any(not answer.strip() for answer in texts):
         remedy = "remove it, and leave the list empty if there is no answer"
@@ -130,26 +132,35 @@ def _start(answer: str, place: Any, context: str) -> int:
     """First character of ``answer`` in ``context``: ``place``, or where it occurs if ``place`` is None."""
     if place is None:
         return _only_occurrence(answer, context)
-    try:
-        start = int(place)
-    except (TypeError, ValueError) as error:
-        problem = f"have answer_start {place!r}; expected the number of a character"
-        raise FieldError(_ANSWERS, problem) from error
+    start = _whole_number(place)
+    if start is None:
+        problem = f"have answer_start {quoted(place)}; expected the number of a character"
+        raise FieldError(_ANSWERS, problem)
     found = context[max(start, 0) : max(start, 0) + len(answer)]
     if start < 0 or found != answer:
-        there = f"{answer!r} at answer_start {start}, where the context has {found!r}"
+        place = shortened(str(start))
+        there = f"{quoted(answer)} at answer_start {place}, where the context has {quoted(found)}"
         raise FieldError(_ANSWERS, f"have {there}; characters are counted from 0")
     return start
+
+
+def _whole_number(value: Any) -> int | None:
+    """A number of a JSON, CSV or Parquet file as an int; None for a fraction, infinity, or another value."""
+    if isinstance(value, str):
+        return int(value) if re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", value) else None
+    if isinstance(value, float | np.floating):
+        return int(value) if value.is_integer() else None
+    return int(value) if isinstance(value, int | np.integer) and not isinstance(value, bool) else None
 
 
 def _only_occurrence(answer: str, context: str) -> int:
     count = context.count(answer)
     if not count:
         remedy = "give a part of it, with the same letters, case and spaces"
-        raise FieldError(_ANSWERS, f"have {answer!r}, which is not in the context; {remedy}")
+        raise FieldError(_ANSWERS, f"have {quoted(answer)}, which is not in the context; {remedy}")
     if count > 1:
         remedy = "give answer_start, its first character, counted from 0"
-        raise FieldError(_ANSWERS, f"have {answer!r}, which is {count} times in the context; {remedy}")
+        raise FieldError(_ANSWERS, f"have {quoted(answer)}, which is {count} times in the context; {remedy}")
     return context.index(answer)
 
 

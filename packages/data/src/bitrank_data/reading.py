@@ -21,7 +21,7 @@ from bitrank_data.folders import WHOLE, TaskFiles
 from bitrank_data.labels import ClassReader
 from bitrank_data.layouts import LABEL, REMARK, TEXT, Layout, LeftOut, Naming, Refused
 from bitrank_data.readers import open_table
-from bitrank_data.rows import Row, Table, place_of, shown
+from bitrank_data.rows import Row, Table, place_of, quoted, shortened, shown
 from bitrank_data.splitting import (
     TRAIN,
     VALIDATION,
@@ -177,8 +177,8 @@ def _check_same(opened: Sequence[_File], layout: Layout) -> None:
         if absent:
             found = shown(file.table.columns) or "none"
             raise DataError(
-                f"{file.name} has no column {absent[0]!r}, which {opened[0].name} has (found {found}); all "
-                "files of a task need the same columns"
+                f"{file.name} has no column {quoted(absent[0])}, which {opened[0].name} has (found {found}); "
+                "all files of a task need the same columns"
             )
 
 
@@ -197,7 +197,7 @@ def _check_count(name: str, reading: _Reading, are_split: bool) -> None:
     """Raise :class:`DataError` if too few rows can be used, with the reasons of those that cannot."""
     used = len(reading.labels)
     if reading.absent > used:
-        columns = " and ".join(reading.layout.columns.values())
+        columns = " and ".join(map(shortened, reading.layout.columns.values()))
         first = next(iter(reading.first.values()))
         raise DataError(
             f"{name} mixes rows of different columns: {used} have {columns}, {reading.absent} have not (the "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ _MARKS = {
     b"\xfe\xff": "utf-16",
 }
 _UTF8 = "utf-8-sig"
+_LONGEST, _NAMES = 40, 12  # characters of a value in a message, and names in a list of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,23 @@ def _undecodable(path: Path, encoding: str) -> DataError:
     return DataError(f"{name} is not UTF-8; save it as UTF-8")
 
 
-def shown(columns: Sequence[str]) -> str:
-    """Column names for a message; long ones are truncated, since without a header they are data."""
-    names = [column if len(column) <= 40 else f"{column[:39]}…" for column in columns[:12]]
-    return ", ".join(names + (["…"] if len(columns) > 12 else []))
+def shown(names: Sequence[str]) -> str:
+    """The first twelve ``names`` of columns, files or roles for a message, each truncated.
+
+    A name is truncated since the columns of a file without a header are data.
+    """
+    return ", ".join([shortened(name) for name in names[:_NAMES]] + (["…"] if len(names) > _NAMES else []))
+
+
+def quoted(value: object) -> str:
+    """``repr`` of a value of the user's data for a message, truncated: a cell may have any length."""
+    if isinstance(value, str):
+        return repr(shortened(value))
+    return shortened(reprlib.repr(value))
+
+
+def shortened(text: str, longest: int = _LONGEST) -> str:
+    """``text`` with at most ``longest`` characters, all of which can be printed."""
+    if len(text) > longest:
+        text = f"{text[: longest - 1]}…"
+    return text.encode("utf-8", "backslashreplace").decode()

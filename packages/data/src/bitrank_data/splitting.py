@@ -19,6 +19,7 @@ import numpy as np
 
 from bitrank_data.errors import DataError
 from bitrank_data.examples import DataReport, Example
+from bitrank_data.rows import quoted
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 _KEY_BYTES = 16  # of the SHA-256: enough that two texts never share them, and in the same order
@@ -137,7 +138,7 @@ def _too_few(keyed: Keyed, label: int, texts: int, needed: int) -> str:
     first = keyed.place(int(np.flatnonzero(keyed.labels_N == label)[0]))
     what, where = "there are", "needed"
     if keyed.classes:
-        what, where = f"the class {keyed.classes[label]!r} has", "needed of each class"
+        what, where = f"the class {quoted(keyed.classes[label])} has", "needed of each class"
     each = "training, validation and test have" if needed == 3 else "training and validation have"
     return (
         f"{what} {texts} different texts (the first in {first}); {needed} or more are {where}, so that "
@@ -155,8 +156,8 @@ def _refuse_absent(rows: Rows, keyed: Keyed) -> None:
         absent = np.flatnonzero(counts[: len(keyed.classes)] == 0)
         if len(absent):
             raise DataError(
-                f"the class {keyed.classes[absent[0]]!r} has no text in {split}: its texts carry another "
-                "label more often. Correct the labels of equal texts, or remove the class"
+                f"the class {quoted(keyed.classes[absent[0]])} has no text in {split}: its texts carry "
+                "another label more often. Correct the labels of equal texts, or remove the class"
             )
 
 
@@ -170,11 +171,11 @@ def notes_on_classes(texts: int, classes: Sequence[str]) -> tuple[str, ...]:
     found = f"{len(classes)} classes have {texts} different training texts"
     if texts < 2 * len(classes):
         raise DataError(
-            f"{found}, fewer than two each: the labels look like ids or free text (such as {classes[0]!r}). "
-            "Give another label column, add examples or merge classes; for language modelling remove the "
-            "column 'label'"
+            f"{found}, fewer than two each: the labels look like ids or free text (such as "
+            f"{quoted(classes[0])}). Give another label column, add examples or merge classes; for language "
+            "modelling remove the column 'label'"
         )
-    return (f"{found}, {texts / len(classes):.1f} each on average (classes such as {classes[0]!r})",)
+    return (f"{found}, {texts / len(classes):.1f} each on average (classes such as {quoted(classes[0])})",)
 
 
 def _report(keyed: Keyed, groups: _Groups, kept: int) -> DataReport:
@@ -191,7 +192,7 @@ def _report(keyed: Keyed, groups: _Groups, kept: int) -> DataReport:
         rows = groups.order_N[groups.group_N == conflicts[0]]
         other = rows[keyed.labels_N[rows] != keyed.labels_N[rows[0]]][0]
         both = [(keyed.place(int(row)), keyed.classes[keyed.labels_N[row]]) for row in (rows[0], other)]
-        pair = " and ".join(f"{where} {label!r}" for where, label in both)
+        pair = " and ".join(f"{where} {quoted(label)}" for where, label in both)
         several = f"{len(conflicts)} texts have different labels in different rows"
         notes.append(f"{several} (such as {pair}); all are kept")
     return DataReport(counts, tuple(notes))
@@ -204,8 +205,9 @@ def refuse_unlearned(rows: Mapping[str, np.ndarray], keyed: Keyed) -> None:
         unknown = numbers[trained[keyed.labels_N[numbers]] == 0]
         if len(unknown):
             row = int(unknown[0])
+            label = quoted(keyed.classes[keyed.labels_N[row]])
             raise DataError(
-                f"{keyed.place(row)} has the label {keyed.classes[keyed.labels_N[row]]!r}, which no training "
+                f"{keyed.place(row)} has the label {label}, which no training "
                 f"row has ({len(unknown)} such rows in {split}): a model cannot learn it. Add training rows "
                 "of this class, or remove these rows"
             )

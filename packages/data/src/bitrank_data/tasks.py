@@ -12,6 +12,7 @@ from bitrank_data.examples import Source
 from bitrank_data.files import FileOptions, file_source
 from bitrank_data.hub import HUB, hub_source
 from bitrank_data.readers import READERS
+from bitrank_data.rows import quoted
 
 HUB_TASKS = tuple(HUB)
 TASKS: tuple[str, ...] = (*EMBEDDED, *HUB_TASKS)
@@ -48,7 +49,9 @@ def _source(name: str, folder: str | None, options: FileOptions | None, commit: 
         return hub_source(name, Path(folder) if folder else None, commit)
     near = difflib.get_close_matches(name, TASKS, n=2) or TASKS
     own = f"or a path: ./{name}" if Path(name).exists() else f"or the path of a {', '.join(READERS)} file"
-    raise DataError(f"unknown task {name!r}; nearest: {', '.join(near)} ({own}, or of a folder with them)")
+    raise DataError(
+        f"unknown task {quoted(name)}; nearest: {', '.join(near)} ({own}, or of a folder with them)"
+    )
 
 
 def is_path(name: str) -> bool:

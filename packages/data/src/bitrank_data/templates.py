@@ -13,6 +13,7 @@ from typing import Any
 
 from bitrank_data.errors import DataError
 from bitrank_data.examples import ASSISTANT, SYSTEM, USER, Dialogue, Turn, row_name
+from bitrank_data.rows import quoted, shortened, shown
 
 _TASK = "Write a response that appropriately completes the request."
 _PREAMBLE = f"Below is an instruction that describes a task. {_TASK}"
@@ -20,6 +21,7 @@ _PREAMBLE_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     f"{_TASK}"
 )
+_REASON = 300  # characters of a template's own message, which may quote a turn
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,8 @@ def _render(dialogue: Dialogue, turns: Sequence[Turn], tokenizer: Any, prompt: b
     try:
         text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
     except (TemplateError, TypeError, KeyError) as error:
-        reason = str(error).rstrip(".") or type(error).__name__
-        roles = ", ".join(turn.role for turn in turns)
+        reason = shortened(str(error).rstrip("."), _REASON) or type(error).__name__
+        roles = shown([turn.role for turn in turns])
         raise DataError(
             f"{row_name(dialogue.id)}: the tokenizer's chat template rejects a conversation with the roles "
             f"{roles}: {reason}. Change or remove these turns, or give a tokenizer whose template has them"
@@ -119,8 +121,8 @@ def _refuse_dropped(dialogue: Dialogue, turn: Turn, text: str) -> None:
         return
     raise DataError(
         f"{row_name(dialogue.id)}: the tokenizer's chat template leaves out the turn of the role "
-        f"{turn.role!r} ({turn.content[:40]!r}). Remove such turns, or give a tokenizer whose template has "
-        "the role"
+        f"{quoted(turn.role)} ({quoted(turn.content)}). Remove such turns, or give a tokenizer whose "
+        "template has the role"
     )
 
 
@@ -155,9 +157,9 @@ def _alpaca(dialogue: Dialogue, end: str) -> Text:
             segments.append(Segment("" if is_last else "\n\n"))
         else:
             raise DataError(
-                f"{row_name(dialogue.id)} has a turn of the role {turn.role!r}: the tokenizer has no chat "
-                f"template, and the default one has {USER}, {ASSISTANT}, and {SYSTEM} as the first. Remove "
-                "the turn, or give a tokenizer with a chat template"
+                f"{row_name(dialogue.id)} has a turn of the role {quoted(turn.role)}: the tokenizer has no "
+                f"chat template, and the default one has {USER}, {ASSISTANT}, and {SYSTEM} as the first. "
+                "Remove the turn, or give a tokenizer with a chat template"
             )
     return segments
 

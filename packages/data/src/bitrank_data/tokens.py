@@ -24,6 +24,7 @@ from bitrank_data.cache import build_once, cache_dir, code_digest
 from bitrank_data.errors import DataError
 from bitrank_data.examples import SPLITS, TRAIN, DataReport, Example, Source, Texts
 from bitrank_data.kinds import DataKind, data_kind
+from bitrank_data.rows import quoted
 from bitrank_data.sequences import Cutting, TokenSplit
 from bitrank_data.token_files import SplitWriter, read_split
 
@@ -187,11 +188,11 @@ def _absent_classes(name: str, split: str, present: set[int], texts: Texts) -> l
     absent = sorted(set(range(len(texts.classes))) - present)
     if not absent:
         return []
-    missing = texts.classes[absent[0]]
+    missing = quoted(texts.classes[absent[0]])
     if split == "train" or not texts.given_splits:
         remedy = "add texts of this class there"
-        raise DataError(f"{name}: the class {missing!r} has no text in {split}; {remedy}")
-    return [f"{len(absent)} of {len(texts.classes)} classes have no text in {split} (such as {missing!r})"]
+        raise DataError(f"{name}: the class {missing} has no text in {split}; {remedy}")
+    return [f"{len(absent)} of {len(texts.classes)} classes have no text in {split} (such as {missing})"]
 
 
 def _left_out_note(ids: list[str], kind: DataKind) -> str:
