@@ -64,6 +64,49 @@ def test_repeated_rows_of_a_given_test_split_are_kept_and_counted(tmp_path: Path
     assert "1 texts of test repeat another of them; all are kept, as in the files" in texts.report.notes
 
 
+def folder_of(folder: Path, **splits: list[dict[str, Any]]) -> Source:
+    for split, rows in splits.items():
+        write(folder / f"{split}.jsonl", rows)
+    return open_task(str(folder))
+
+
+def test_repeated_rows_of_given_splits_are_kept_and_counted_in_each(tmp_path: Path) -> None:
+    train, repeated = ROWS[:20], [ROWS[0], *ROWS[:17]]
+    texts = folder_of(
+        tmp_path / "task", train=[*train, *repeated], validation=ROWS[20:24] * 2, test=ROWS[30:]
+    ).load()
+    assert [len(texts.splits[split]) for split in ("train", "validation", "test")] == [38, 8, 10]
+    repeats = [texts.report.counts[f"{split}_repeats"] for split in ("train", "validation", "test")]
+    assert repeats == [18, 4, 0]
+    assert "18 texts of train repeat another of them; all are kept, as in the files" in texts.report.notes
+
+
+def test_repeats_of_a_training_split_without_validation_are_counted_once(tmp_path: Path) -> None:
+    texts = folder_of(tmp_path / "task", train=[*ROWS[:30], *ROWS[:5]], test=ROWS[30:]).load()
+    assert texts.report.counts["repeated_rows"] == 5
+    assert sum(" repeat " in note for note in texts.report.notes) == 1
+
+
+@pytest.mark.parametrize("has_validation", [True, False])
+def test_texts_with_two_labels_in_given_splits_are_kept_counted_and_named(
+    tmp_path: Path, has_validation: bool
+) -> None:
+    train = [*ROWS[:30], {**ROWS[2], "label": 1}]
+    test = [*ROWS[30:], {**ROWS[3], "label": 0}]
+    others = {"validation": ROWS[20:24]} if has_validation else {}
+    texts = folder_of(tmp_path / "task", train=train, test=test, **others).load()
+    assert sum(map(len, texts.splits.values())) == 31 + 11 + 4 * has_validation
+    assert texts.report.counts["conflicting_texts"] == 2
+    (note,) = [note for note in texts.report.notes if "different labels" in note]
+    pairs = [
+        "row 3 (line 3) of train.jsonl '0' and row 31 (line 31) of train.jsonl '1'",
+        "row 4 (line 4) of train.jsonl '1' and row 11 (line 11) of test.jsonl '0'",
+    ]
+    assert note in [
+        f"2 texts have different labels in different rows (such as {pair}); all are kept" for pair in pairs
+    ]
+
+
 def test_a_label_of_the_test_split_alone_is_refused_with_its_row(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", ROWS)
     test = write(tmp_path / "y.jsonl", [ROWS[0], {"text": "a film", "label": 7}])

@@ -23,11 +23,13 @@ from bitrank_data.layouts import LABEL, REMARK, TEXT, Layout, LeftOut, Naming, R
 from bitrank_data.readers import open_table
 from bitrank_data.rows import Row, Table, place_of, quoted, shortened, shown
 from bitrank_data.splitting import (
+    TEST,
     TRAIN,
     VALIDATION,
     Keyed,
     Rows,
     check_given,
+    conflicting_labels,
     key_digest,
     refuse_unlearned,
     split_by_text,
@@ -218,7 +220,8 @@ def _check_count(name: str, reading: _Reading, are_split: bool) -> None:
 def _split(keyed: Keyed, split_of_file: Sequence[str], file_N: np.ndarray) -> tuple[Rows, DataReport]:
     """Rows of each split: by hash for a single file, else as given."""
     if WHOLE in split_of_file:
-        return split_by_text(keyed)
+        rows, report = split_by_text(keyed)
+        return rows, report + conflicting_labels(keyed)
     rows = {}
     for split in dict.fromkeys(split_of_file):
         files = [file for file, of_split in enumerate(split_of_file) if of_split == split]
@@ -226,11 +229,12 @@ def _split(keyed: Keyed, split_of_file: Sequence[str], file_N: np.ndarray) -> tu
         if not len(rows[split]):
             raise DataError(f"the {split} split has no rows that can be used; add some")
     refuse_unlearned(rows, keyed)
-    report = DataReport()
+    # Repeats in a training split from which rows are taken for validation are in the report on that.
+    report, given = DataReport(), tuple(rows) if VALIDATION in rows else (TEST,)
     if VALIDATION not in rows:
         train = rows[TRAIN]
         inner, report = split_by_text(keyed.select(train), (VALIDATION,))
         rows |= {split: train[indices] for split, indices in inner.items()}
         count = f"{len(rows[VALIDATION])} of {len(train)} training rows"
         report += DataReport(notes=(f"no validation data were given: {count}, chosen by hash, validate",))
-    return rows, report + check_given(rows, keyed)
+    return rows, report + check_given(rows, keyed, given) + conflicting_labels(keyed)

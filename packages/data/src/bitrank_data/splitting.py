@@ -131,7 +131,8 @@ def split_by_text(keyed: Keyed, held_out: Sequence[str] = (TEST, VALIDATION)) ->
         rows[name] = groups.rows(split_G == number, repeats=False)
     _refuse_absent(rows, keyed)
     notes = notes_on_classes(int((split_G == 0).sum()), keyed.classes)
-    return rows, _report(keyed, groups, sum(len(part) for part in rows.values())) + DataReport(notes=notes)
+    kept = sum(len(part) for part in rows.values())
+    return rows, _repeats(len(keyed.labels_N), groups.count, kept) + DataReport(notes=notes)
 
 
 def _too_few(keyed: Keyed, label: int, texts: int, needed: int) -> str:
@@ -178,24 +179,29 @@ def notes_on_classes(texts: int, classes: Sequence[str]) -> tuple[str, ...]:
     return (f"{found}, {texts / len(classes):.1f} each on average (classes such as {quoted(classes[0])})",)
 
 
-def _report(keyed: Keyed, groups: _Groups, kept: int) -> DataReport:
-    repeats, left_out = len(keyed.labels_N) - groups.count, len(keyed.labels_N) - kept
+def _repeats(rows: int, texts: int, kept: int) -> DataReport:
+    repeats, left_out = rows - texts, rows - kept
+    note = (
+        f"{repeats} rows repeat the text of another row: equal texts are in one split, and {left_out} "
+        "repeats were left out of validation and test"
+    )
+    counts = {"repeated_rows": repeats, "repeats_left_out": left_out}
+    return DataReport(counts, (note,) if repeats else ())
+
+
+def conflicting_labels(keyed: Keyed) -> DataReport:
+    """Number of texts whose rows, in any splits, have different labels, and a note with two rows."""
+    groups = _Groups(keyed)
     conflicts = np.flatnonzero(groups.labels_of_group > 1)
-    counts = {"repeated_rows": repeats, "repeats_left_out": left_out, "conflicting_texts": len(conflicts)}
-    notes = []
-    if repeats:
-        notes.append(
-            f"{repeats} rows repeat the text of another row: equal texts are in one split, and {left_out} "
-            "repeats were left out of validation and test"
-        )
-    if len(conflicts):
-        rows = groups.order_N[groups.group_N == conflicts[0]]
-        other = rows[keyed.labels_N[rows] != keyed.labels_N[rows[0]]][0]
-        both = [(keyed.place(int(row)), keyed.classes[keyed.labels_N[row]]) for row in (rows[0], other)]
-        pair = " and ".join(f"{where} {quoted(label)}" for where, label in both)
-        several = f"{len(conflicts)} texts have different labels in different rows"
-        notes.append(f"{several} (such as {pair}); all are kept")
-    return DataReport(counts, tuple(notes))
+    counts = {"conflicting_texts": len(conflicts)}
+    if not len(conflicts):
+        return DataReport(counts)
+    rows = groups.order_N[groups.group_N == conflicts[0]]
+    other = rows[keyed.labels_N[rows] != keyed.labels_N[rows[0]]][0]
+    both = [(keyed.place(int(row)), keyed.classes[keyed.labels_N[row]]) for row in (rows[0], other)]
+    pair = " and ".join(f"{where} {quoted(label)}" for where, label in both)
+    several = f"{len(conflicts)} texts have different labels in different rows"
+    return DataReport(counts, (f"{several} (such as {pair}); all are kept",))
 
 
 def refuse_unlearned(rows: Mapping[str, np.ndarray], keyed: Keyed) -> None:
@@ -213,8 +219,8 @@ def refuse_unlearned(rows: Mapping[str, np.ndarray], keyed: Keyed) -> None:
             )
 
 
-def check_given(rows: Mapping[str, np.ndarray], keyed: Keyed) -> DataReport:
-    """Notes on splits that the user made: repeated texts within them, and texts that are in training too.
+def check_given(rows: Mapping[str, np.ndarray], keyed: Keyed, given: Sequence[str]) -> DataReport:
+    """Notes on splits: repeated texts within the ``given`` ones, and texts that are in training too.
 
     A further note if classes have few texts. Raises :class:`DataError` for classes that look like ids.
     """
@@ -222,12 +228,14 @@ def check_given(rows: Mapping[str, np.ndarray], keyed: Keyed) -> DataReport:
     counts: dict[str, int] = {}
     notes = []
     for split in (VALIDATION, TEST):
-        numbers = rows[split]
-        shared = int(np.isin(first_half[numbers], first_half[rows[TRAIN]]).sum())
-        repeats = len(numbers) - len(np.unique(first_half[numbers]))
-        counts |= {f"{split}_texts_in_train": shared, f"{split}_repeats": repeats}
+        shared = int(np.isin(first_half[rows[split]], first_half[rows[TRAIN]]).sum())
+        counts[f"{split}_texts_in_train"] = shared
         if shared:
-            notes.append(f"{shared} of {len(numbers)} texts of {split} are also in train, as in the files")
+            count = f"{shared} of {len(rows[split])} texts of {split}"
+            notes.append(f"{count} are also in train, as in the files")
+    for split in given:
+        repeats = len(rows[split]) - len(np.unique(first_half[rows[split]]))
+        counts[f"{split}_repeats"] = repeats
         if repeats:
             notes.append(f"{repeats} texts of {split} repeat another of them; all are kept, as in the files")
     notes += notes_on_classes(len(np.unique(first_half[rows[TRAIN]])), keyed.classes)
