@@ -52,7 +52,7 @@ def test_a_conversation_of_several_answers_has_no_single_target(tmp_path: Path) 
     rows = [{"messages": [{**turns[0], "content": str(n)}, *turns[1:]]} for n in range(40)]
     source = open_task(written(tmp_path / "x.jsonl", rows), kind=SEQUENCE_TO_SEQUENCE)
     with pytest.raises(
-        DataError, match=r"row \d+ has the turns user, assistant, user, assistant: an encoder-"
+        DataError, match=r"row \d+ of x.jsonl has the turns user, assistant, user, assistant: an encoder-"
     ):
         source.load().splits["test"][0]
 

@@ -202,6 +202,16 @@ def test_roles_that_a_template_does_not_have_are_refused_with_the_row(
         task_of(tmp_path / "x.jsonl", rows, words(template))
 
 
+def test_errors_of_templates_name_the_row_in_its_file_of_several(tmp_path: Path) -> None:
+    rows = numbered([{"messages": turns("why NUMBER", "good")}])
+    wrong = {"messages": turns("why", "good", roles=("tool", "assistant"))}
+    for name, part in {"train-0": rows, "train-1": [*rows[:6], wrong], "valid": rows, "test": rows}.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    for template in (STRICT, SILENT, None):
+        with pytest.raises(DataError, match=r"^row 7 of train-1\.jsonl(:| has)"):
+            tokenise(open_task(str(tmp_path)), words(template), 64)
+
+
 GOOD = {"messages": turns("why NUMBER", "good")}
 LEFT_OUT = {
     "no turn of the assistant": {"messages": turns("why", "so", roles=("user",))},

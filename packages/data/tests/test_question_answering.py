@@ -202,6 +202,24 @@ def test_questions_that_fill_a_window_are_left_out_and_counted(tokenizer: Any) -
         tokenise(source_of([long]), tokenizer, 16)
 
 
+@pytest.mark.parametrize("files", [["x.jsonl"], ["train-0.jsonl", "train-1.jsonl"]])
+def test_the_first_example_that_is_left_out_is_named_by_row_and_file(
+    files: list[str], tmp_path: Path, tokenizer: Any
+) -> None:
+    long = {"question": "the film " * 20}
+    folder = tmp_path / "asked"
+    folder.mkdir()
+    for name in files:
+        written(folder / name, rows_of({5: long} if name == files[-1] else {}))
+    if len(files) > 1:
+        # A file without rows begins with the number at which the next one begins.
+        (folder / "train-00.csv").write_text("question,context,answers\n", encoding="utf-8")
+        written(folder / "test.jsonl", rows_of({}))
+    source = open_task(str(folder if len(files) > 1 else folder / files[0]))
+    (note,) = [note for note in tokenise(source, tokenizer, 16).report.notes if "no space for" in note]
+    assert note.endswith(f"left out (the first: row 5 of {files[-1]})")
+
+
 def test_a_tokenizer_without_offsets_is_refused() -> None:
     class Slow:
         is_fast = False

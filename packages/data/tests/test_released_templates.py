@@ -160,7 +160,9 @@ def test_a_system_turn_is_context(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NO_SYSTEM)
 def test_a_system_turn_is_refused_with_its_row_if_the_template_has_none(name: str, tmp_path: Path) -> None:
     path = written(tmp_path / "x.jsonl", turns("ask NUMBER", "one", system="be brief"))
-    message = rf"row \d+: the tokenizer's chat template rejects a conversation .*: {NO_SYSTEM[name]}"
+    message = (
+        rf"row \d+ of x.jsonl: the tokenizer's chat template rejects a conversation .*: {NO_SYSTEM[name]}"
+    )
     with pytest.raises(DataError, match=message) as error:
         tokenise(open_task(path), tokenizer_of(TEMPLATES[name][0]), 512)
     assert "the roles system, user" in str(error.value) and "Change or remove these turns" in str(error.value)

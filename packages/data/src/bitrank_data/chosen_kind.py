@@ -8,20 +8,24 @@ kinds.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
-from bitrank_data.errors import DataError
+from bitrank_data.errors import DataError, ExampleError
 from bitrank_data.examples import Example, Source, Texts
 from bitrank_data.kinds import DATA_KINDS, data_kind
 
 
 @dataclass(frozen=True)
 class ConvertedExamples(Sequence[Example]):
-    """``examples``, each converted when it is read, so that large files stay on disk."""
+    """``examples``, each converted when it is read, so that large files stay on disk.
+
+    ``named`` makes the error on an example that ``convert`` refuses.
+    """
 
     examples: Sequence[Example]
     convert: Callable[[Any], Example]
+    named: Callable[[ExampleError], DataError] = field(compare=False)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -34,8 +38,14 @@ class ConvertedExamples(Sequence[Example]):
 
     def __getitem__(self, index: int | slice) -> Example | list[Example]:
         if isinstance(index, slice):
-            return [self.convert(example) for example in self.examples[index]]
-        return self.convert(self.examples[index])
+            return [self._converted(example) for example in self.examples[index]]
+        return self._converted(self.examples[index])
+
+    def _converted(self, example: Example) -> Example:
+        try:
+            return self.convert(example)
+        except ExampleError as error:
+            raise self.named(error) from error
 
 
 def as_kind(source: Source, kind: str) -> Source:
@@ -53,7 +63,9 @@ def as_kind(source: Source, kind: str) -> Source:
 
     def load() -> Texts:
         texts = source.load()
-        splits = {split: ConvertedExamples(part, convert) for split, part in texts.splits.items()}
+        splits = {
+            split: ConvertedExamples(part, convert, texts.named) for split, part in texts.splits.items()
+        }
         return replace(texts, kind=kind, splits=splits)
 
     return replace(source, kind=kind, fingerprint=lambda: f"{source.fingerprint()} as {kind}", load=load)

@@ -9,8 +9,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bitrank_data.errors import DataError
-from bitrank_data.examples import ASSISTANT, SYSTEM, USER, Dialogue, TargetExample, Turn, row_name
+from bitrank_data.errors import ExampleError
+from bitrank_data.examples import ASSISTANT, SYSTEM, USER, Dialogue, TargetExample, Turn
 from bitrank_data.layouts import REMARK, Layout, LeftOut, Refused, check_text, text_of
 from bitrank_data.rows import quoted, shown
 
@@ -141,14 +141,15 @@ def _last(speakers: Sequence[str]) -> int:
 def target_of_dialogue(dialogue: Dialogue) -> TargetExample:
     """Source and target of a prompt and its completion, or of an instruction with its input and its output.
 
-    Raises :class:`DataError` with the example's row for a conversation of other turns.
+    Raises :class:`ExampleError` for a conversation of other turns.
     """
     roles = [turn.role for turn in dialogue.turns]
     if roles != [USER, ASSISTANT]:
-        raise DataError(
-            f"{row_name(dialogue.id)} has the turns {shown(roles)}: an encoder-decoder maps one source "
+        raise ExampleError(
+            dialogue.id,
+            f" has the turns {shown(roles)}: an encoder-decoder maps one source "
             f"to one target. Expected one turn of the {USER} and one of the {ASSISTANT}; remove the others, "
-            "or give a decoder"
+            "or give a decoder",
         )
     source, target = (turn.content for turn in dialogue.turns)
     parts = [source, dialogue.given] if dialogue.given else [source]

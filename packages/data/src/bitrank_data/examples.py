@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from bitrank_data.errors import DataError, ExampleError
+
 TRAIN = "train"
 SPLITS = (TRAIN, "validation", "test")
 T = TypeVar("T")
@@ -29,8 +31,13 @@ class Example:
         return self.text
 
 
+def example_name(id_: str) -> str:
+    """Name of an example in messages, for tasks whose ids are no numbers of rows."""
+    return f"example {id_}"
+
+
 def row_name(id_: str) -> str:
-    """Name of an example's row in messages; ids of a user's file are numbers from 0."""
+    """Name of an example's row in messages, for tasks of the hub: their ids end with numbers from 0."""
     split, _, number = id_.rpartition("-")
     if not number.isdecimal():
         return id_
@@ -103,7 +110,8 @@ class Texts:
     """All examples of a task by split; ``classes`` names the labels in order (empty for plain text).
 
     ``kind`` is a key of :data:`~bitrank_data.kinds.DATA_KINDS`. ``given_splits``: the user made the splits,
-    so validation and test may lack a class.
+    so validation and test may lack a class. ``place`` takes the id of an example, and names it such that the
+    user finds it: by its row, and its file if the user gave files.
     """
 
     kind: str
@@ -111,6 +119,11 @@ class Texts:
     classes: tuple[str, ...] = ()
     report: DataReport = field(default_factory=DataReport)
     given_splits: bool = False
+    place: Callable[[str], str] = field(default=example_name, compare=False)
+
+    def named(self, error: ExampleError) -> DataError:
+        """``error`` with the place of its example."""
+        return DataError(f"{self.place(error.id)}{error.problem}")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from bitrank_data.examples import SPLITS, DataReport, Source, Texts
 from bitrank_data.folders import task_files
 from bitrank_data.layouts import Naming, text_columns
 from bitrank_data.reading import META, read_files
-from bitrank_data.stored import StoredExamples, load_numbers
+from bitrank_data.stored import FileIds, StoredExamples, load_numbers, place_of_id
 
 
 @dataclass(frozen=True)
@@ -62,25 +62,25 @@ def file_source(path: Path, options: FileOptions | None = None) -> Source:
     return Source(path.stem, meta["kind"], lambda: digest, lambda: _stored(build_once(place, read), naming))
 
 
-def _stored(place: Path, naming: Naming) -> Texts:
-    """Texts of a task that was read into ``place``."""
-    meta = json.loads((place / META).read_text(encoding="utf-8"))
+def _stored(folder: Path, naming: Naming) -> Texts:
+    """Texts of a task that was read into ``folder``."""
+    meta = json.loads((folder / META).read_text(encoding="utf-8"))
     _, layout = layout_of(meta["columns"], naming)
-    classes, labels = tuple(meta["classes"]), load_numbers(place, "labels")
-    bases = meta["bases"]  # of each file: beginning of its ids, and the number of its first row
-    file_N, number_N = load_numbers(place, "files"), load_numbers(place, "numbers")
-    ends = load_numbers(place, "ends")
+    classes, labels = tuple(meta["classes"]), load_numbers(folder, "labels")
+    files = [FileIds(*file) for file in meta["files"]]
+    file_N, number_N = load_numbers(folder, "files"), load_numbers(folder, "numbers")
+    ends = load_numbers(folder, "ends")
 
     def id_of(row: int) -> str:
-        prefix, base = bases[file_N[row]]
-        return f"{prefix}{base + int(number_N[row]) - 1}"
+        return files[file_N[row]].id_of(int(number_N[row]))
 
     def label_of(row: int) -> int | None:
         return int(labels[row]) if classes else None
 
     splits = {
-        split: StoredExamples(place, load_numbers(place, split), layout.build, id_of, label_of, ends)
+        split: StoredExamples(folder, load_numbers(folder, split), layout.build, id_of, label_of, ends)
         for split in SPLITS
     }
     report = DataReport(meta["counts"], tuple(meta["notes"]))
-    return Texts(meta["kind"], splits, classes, report, meta["given_splits"])
+    place = partial(place_of_id, files=files)
+    return Texts(meta["kind"], splits, classes, report, meta["given_splits"], place)

@@ -20,7 +20,7 @@ from typing import Any
 from bitrank_data.conversations import instruction_layout
 from bitrank_data.corpora.groups import connected, split_groups
 from bitrank_data.errors import DataError
-from bitrank_data.examples import SPLITS, TRAIN, DataReport, Example, Source, Texts
+from bitrank_data.examples import SPLITS, TRAIN, DataReport, Example, Source, Texts, row_name
 from bitrank_data.hub_files import HubFiles, Read, Repository
 from bitrank_data.hub_given import CNN_DAILYMAIL, MRPC, RTE, SQUAD, WMT14, given_splits
 from bitrank_data.kinds import (
@@ -66,7 +66,7 @@ def _sst2(read: Read) -> Texts:
     shared = sum(text_key(example.text) in trained for example in test)
     note = f"{shared} of {len(test)} test sentences are also in the training data, as in the original"
     report = DataReport({"test_texts_in_train": shared}, (note,) if shared else ())
-    return Texts(CLASSIFICATION, parts, ("negative", "positive"), report)
+    return Texts(CLASSIFICATION, parts, ("negative", "positive"), report, place=row_name)
 
 
 def _sentences(rows: Iterable[dict[str, Any]], split: str) -> list[Example]:
@@ -128,7 +128,8 @@ def _instructions(name: str, given: str, output: str, read: Read) -> Texts:
     splits[TRAIN] = splits[TRAIN][: _SUBSET[TRAIN]]
     note = f"{len(empty)} of {len(rows)} rows have no instruction or output and were left out"
     notes = (f"{note} (the first: row {empty[0]})",) if empty else ()
-    return Texts(INSTRUCTION, splits, (), DataReport({"rows_without_text": len(empty)}, notes))
+    report = DataReport({"rows_without_text": len(empty)}, notes)
+    return Texts(INSTRUCTION, splits, (), report, place=row_name)
 
 
 @dataclass(frozen=True)

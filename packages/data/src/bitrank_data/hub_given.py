@@ -14,7 +14,7 @@ from typing import Any
 from bitrank_data.columns import layout_of
 from bitrank_data.corpora.groups import connected, split_groups
 from bitrank_data.errors import DataError
-from bitrank_data.examples import TRAIN, DataReport, Example, Texts
+from bitrank_data.examples import TRAIN, DataReport, Example, Texts, row_name
 from bitrank_data.hub_files import Read
 from bitrank_data.layouts import LABEL, REMARK, Layout, LeftOut, Naming, Refused
 from bitrank_data.rows import quoted
@@ -69,7 +69,7 @@ def given_splits(name: str, form: Form, read: Read) -> Texts:
         groups = connected(splits[TRAIN], lambda example: [form.group(example)])
         wanted = min(form.sizes.get(_VALIDATION, _HELD_OUT), max(1, len(splits[TRAIN]) // 10))
         splits |= {**split_groups(groups, lambda example: example.id, 0, wanted), _TEST: splits[_TEST]}
-    return Texts(kind, splits, form.classes, report + _shared(splits), given_splits=True)
+    return Texts(kind, splits, form.classes, report + _shared(splits), given_splits=True, place=row_name)
 
 
 def sample(rows: Any, size: int | None) -> list[tuple[int, Mapping[str, Any]]]:

@@ -34,7 +34,7 @@ from bitrank_data.splitting import (
     refuse_unlearned,
     split_by_text,
 )
-from bitrank_data.stored import ExampleWriter, save_numbers
+from bitrank_data.stored import ExampleWriter, FileIds, save_numbers
 
 META = "meta.json"
 _MIN_ROWS = 10
@@ -126,7 +126,7 @@ def read_files(name: str, files: TaskFiles, digest: str, naming: Naming, folder:
     kind, layout = layout_of(opened[0].table.columns, naming, opened[0].name)
     _check_same(opened, layout)
     reading = _Reading(files, layout, ExampleWriter(folder), ClassReader(name))
-    bases = _read_rows(opened, reading)
+    ids = _read_rows(opened, reading)
     _check_count(name, reading, files.are_split)
     classes: tuple[str, ...] = ()
     labels_N = np.asarray(reading.labels, dtype=np.int32)
@@ -147,7 +147,7 @@ def read_files(name: str, files: TaskFiles, digest: str, naming: Naming, folder:
         "kind": kind,
         "columns": opened[0].table.columns,
         "classes": classes,
-        "bases": bases,
+        "files": ids,
         "counts": report.counts,
         "notes": report.notes,
         "given_splits": files.are_split,
@@ -157,19 +157,19 @@ def read_files(name: str, files: TaskFiles, digest: str, naming: Naming, folder:
         raise DataError(f"{name} was changed while it was in use; run the same command again")
 
 
-def _read_rows(opened: Sequence[_File], reading: _Reading) -> list[tuple[str, int]]:
-    """Read all rows; of each file the beginning of its ids and the number of its first row in its split."""
+def _read_rows(opened: Sequence[_File], reading: _Reading) -> list[FileIds]:
+    """Read all rows; the ids of each file."""
     counts: Counter[str] = Counter()
-    bases = []
+    ids = []
     for number, file in enumerate(opened):
-        bases.append(("" if file.split == WHOLE else f"{file.split}-", counts[file.split]))
+        ids.append(FileIds("" if file.split == WHOLE else f"{file.split}-", counts[file.split], file.name))
         columns = reading.layout.present(file.table.columns)
         before = reading.rows
         for row in file.table.rows(tuple(columns.values())):
             reading.add(file.name, row, number, columns)
         counts[file.split] += reading.rows - before
     reading.writer.close()
-    return bases
+    return ids
 
 
 def _check_same(opened: Sequence[_File], layout: Layout) -> None:

@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
@@ -47,6 +47,29 @@ def save_numbers(folder: Path, name: str, numbers: np.ndarray) -> None:
 def load_numbers(folder: Path, name: str) -> np.ndarray:
     """Numbers of :func:`save_numbers`, mapped into memory."""
     return np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
+
+
+class FileIds(NamedTuple):
+    """Ids of the rows of one file: ``prefix``, and ``base`` plus the number of the row from 0.
+
+    ``base`` is the number of rows in the earlier files of the split. ``name`` is the file's.
+    """
+
+    prefix: str
+    base: int
+    name: str
+
+    def id_of(self, number: int) -> str:
+        """Id of row ``number``, counted from 1."""
+        return f"{self.prefix}{self.base + number - 1}"
+
+
+def place_of_id(id_: str, files: Sequence[FileIds]) -> str:
+    """Row and file of the example ``id_``, for messages."""
+    split, dash, number = id_.rpartition("-")
+    # A file without rows begins where the next one does.
+    file = [part for part in files if part.prefix == f"{split}{dash}" and part.base <= int(number)][-1]
+    return f"row {int(number) - file.base + 1} of {file.name}"
 
 
 @dataclass(frozen=True)

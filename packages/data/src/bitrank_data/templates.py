@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bitrank_data.errors import DataError
-from bitrank_data.examples import ASSISTANT, SYSTEM, USER, Dialogue, Turn, row_name
+from bitrank_data.errors import ExampleError
+from bitrank_data.examples import ASSISTANT, SYSTEM, USER, Dialogue, Turn
 from bitrank_data.rows import quoted, shortened, shown
 
 _TASK = "Write a response that appropriately completes the request."
@@ -38,7 +38,7 @@ Text = list[Segment]
 def texts_of(dialogue: Dialogue, tokenizer: Any) -> list[Text]:
     """Texts of ``dialogue`` for ``tokenizer``: one, unless its chat template changes earlier turns later.
 
-    Raises :class:`DataError` with the example's id if the template rejects or drops a turn.
+    Raises :class:`ExampleError` if the template rejects or drops a turn.
     """
     if has_chat_template(tokenizer):
         return _rendered(dialogue, tokenizer)
@@ -108,21 +108,22 @@ def _render(dialogue: Dialogue, turns: Sequence[Turn], tokenizer: Any, prompt: b
     except (TemplateError, TypeError, KeyError) as error:
         reason = shortened(str(error).rstrip("."), _REASON) or type(error).__name__
         roles = shown([turn.role for turn in turns])
-        raise DataError(
-            f"{row_name(dialogue.id)}: the tokenizer's chat template rejects a conversation with the roles "
-            f"{roles}: {reason}. Change or remove these turns, or give a tokenizer whose template has them"
+        raise ExampleError(
+            dialogue.id,
+            f": the tokenizer's chat template rejects a conversation with the roles {roles}: {reason}. "
+            "Change or remove these turns, or give a tokenizer whose template has them",
         ) from error
     return text
 
 
 def _refuse_dropped(dialogue: Dialogue, turn: Turn, text: str) -> None:
-    """Raise :class:`DataError` if ``turn`` is not in ``text``: templates ignore roles without a rule."""
+    """Raise :class:`ExampleError` if ``turn`` is not in ``text``: templates ignore roles without a rule."""
     if " ".join(turn.content.split()) in " ".join(text.split()):
         return
-    raise DataError(
-        f"{row_name(dialogue.id)}: the tokenizer's chat template leaves out the turn of the role "
-        f"{quoted(turn.role)} ({quoted(turn.content)}). Remove such turns, or give a tokenizer whose "
-        "template has the role"
+    raise ExampleError(
+        dialogue.id,
+        f": the tokenizer's chat template leaves out the turn of the role {quoted(turn.role)} "
+        f"({quoted(turn.content)}). Remove such turns, or give a tokenizer whose template has the role",
     )
 
 
@@ -156,10 +157,11 @@ def _alpaca(dialogue: Dialogue, end: str) -> Text:
             segments.append(Segment(f"{turn.content}{end}", is_answer=number > 0))
             segments.append(Segment("" if is_last else "\n\n"))
         else:
-            raise DataError(
-                f"{row_name(dialogue.id)} has a turn of the role {quoted(turn.role)}: the tokenizer has no "
-                f"chat template, and the default one has {USER}, {ASSISTANT}, and {SYSTEM} as the first. "
-                "Remove the turn, or give a tokenizer with a chat template"
+            raise ExampleError(
+                dialogue.id,
+                f" has a turn of the role {quoted(turn.role)}: the tokenizer has no chat template, and the "
+                f"default one has {USER}, {ASSISTANT}, and {SYSTEM} as the first. Remove the turn, or give a "
+                "tokenizer with a chat template",
             )
     return segments
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bitrank_data.cache import build_once, cache_dir, code_digest
-from bitrank_data.errors import DataError
+from bitrank_data.errors import DataError, ExampleError
 from bitrank_data.examples import SPLITS, TRAIN, DataReport, Example, Source, Texts
 from bitrank_data.kinds import DataKind, data_kind
 from bitrank_data.rows import quoted
@@ -155,13 +155,16 @@ def _write(folder: Path, source: Source, tokenizer: Any, cutting: Cutting) -> No
         writer = SplitWriter(folder, split)
         # Training needs no texts.
         record = kind.record if split != TRAIN else None
-        counts, without = _tokenise_split(
-            texts.splits[split], tokenizer, cutting, replace(kind, record=record), writer
-        )
+        try:
+            counts, without = _tokenise_split(
+                texts.splits[split], tokenizer, cutting, replace(kind, record=record), writer
+            )
+        except ExampleError as error:
+            raise texts.named(error) from error
         writer.close()
         left_out += without
         if not writer.sequences:
-            reasons = [_left_out_note(without, kind)] if without else []
+            reasons = [_left_out_note(without, kind, texts)] if without else []
             reasons += _lost_notes(counts, cutting.max_length)
             reason = f" ({'; '.join(reasons)})" if reasons else ""
             larger = ", or a larger max_length" if counts["texts_cut"] else ""
@@ -173,7 +176,7 @@ def _write(folder: Path, source: Source, tokenizer: Any, cutting: Cutting) -> No
     notes = [*kind.notes(texts.splits["train"][0], tokenizer), *notes]
     lost_notes = _lost_notes(lost, cutting.max_length)
     if left_out:
-        lost_notes += (_left_out_note(left_out, kind),)
+        lost_notes += (_left_out_note(left_out, kind, texts),)
     report = texts.report + DataReport(dict(lost), (*notes, *lost_notes))
     meta = {"classes": texts.classes, "counts": report.counts, "notes": report.notes, "largest_id": largest}
     (folder / "meta.json").write_text(json.dumps(meta))
@@ -195,8 +198,8 @@ def _absent_classes(name: str, split: str, present: set[int], texts: Texts) -> l
     return [f"{len(absent)} of {len(texts.classes)} classes have no text in {split} (such as {missing})"]
 
 
-def _left_out_note(ids: list[str], kind: DataKind) -> str:
-    return f"{len(ids)} {kind.left_out} (the first: example {ids[0]})"
+def _left_out_note(ids: list[str], kind: DataKind, texts: Texts) -> str:
+    return f"{len(ids)} {kind.left_out} (the first: {texts.place(ids[0])})"
 
 
 def _lost_notes(lost: dict[str, int], max_length: int) -> tuple[str, ...]:
