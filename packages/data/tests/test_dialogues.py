@@ -231,6 +231,29 @@ def test_conversations_to_learn_nothing_from_are_left_out_and_counted(tmp_path: 
     assert expected in report.notes
 
 
+@pytest.mark.parametrize("value", [None, [], "", " \n", float("nan"), "null", "nan", "NaN", "<NA>", "[]"])
+@pytest.mark.parametrize("column", ["messages", "conversations", "completion"])
+def test_a_missing_conversation_is_left_out_and_counted_in_every_form(
+    tmp_path: Path, value: Any, column: str
+) -> None:
+    prompt, answer = turns("why NUMBER"), turns("good", roles=("assistant",))
+    rows = numbered([{"prompt": prompt, "completion": answer} if column == "completion" else GOOD])
+    rows = [{column if key == "messages" else key: cell for key, cell in row.items()} for row in rows]
+    rows.append({**rows[0], column: value})
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = open_task(str(tmp_path / "x.jsonl")).load().report
+    name = "completion" if column == "completion" else "messages"
+    assert f"1 of 13 rows have no {name} and were left out (the first: row 13 (line 13))" in report.notes
+
+
+def test_a_blank_cell_of_a_conversation_is_left_out_and_counted(tmp_path: Path) -> None:
+    cells = [json.dumps(row["messages"]).replace('"', '""') for row in numbered([GOOD])]
+    content = ["messages,system\n", *(f'"{cell}",fine\n' for cell in cells), ",fine\n"]
+    (tmp_path / "x.csv").write_text("".join(content))
+    report = open_task(str(tmp_path / "x.csv")).load().report
+    assert "1 of 13 rows have no messages and were left out (the first: row 13 (line 14))" in report.notes
+
+
 def test_rows_of_other_columns_are_counted_and_refused_if_they_are_most(tmp_path: Path) -> None:
     pairs = [{"prompt": f"why {n}", "completion": "good"} for n in range(20)]
     few, many = tmp_path / "few.jsonl", tmp_path / "many.jsonl"

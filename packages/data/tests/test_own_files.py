@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from bitrank_data import DataError, Texts, open_task, tokenise
+from bitrank_data.splitting import text_key
 
 TEXTS = [f"sentence number {n}, of a film" for n in range(40)]
 LABELS = [n % 2 for n in range(40)]
@@ -272,6 +273,30 @@ def test_rows_without_text_are_skipped_and_counted(tmp_path: Path) -> None:
     assert pairs_of(texts) == PAIRS, "'None' and 'nan' are not texts"
     assert texts.report.counts["rows"] == 46 and texts.report.counts["rows_without_text"] == 6
     assert "6 of 46 rows have no text and were left out (the first: row 41 (line 41))" in texts.report.notes
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_texts_that_look_like_missing_values_are_kept_and_counted(tmp_path: Path, suffix: str) -> None:
+    likes = ["NULL", "None", "NA", "#N/A", "null", "NAN", "N/A", " None "]
+    others = ["None of it", "NA NA", "no", "nano", "<NA>", "nan", "NaN"]
+    rows = [*ROWS, *({"text": text, "label": 1} for text in [*likes, *others])]
+    lines = [f"{json.dumps(row['text'])},{row['label']}\n" for row in rows]
+    content = jsonl_of(rows) if suffix == "jsonl" else "".join(["text,label\n", *lines])
+    texts = load(tmp_path / f"x.{suffix}", content)
+    kept = {text_key(text) for text in [*likes, *others[:4]]}
+    assert kept <= {text_key(text) for text, _ in pairs_of(texts)}
+    assert texts.report.counts["rows_without_text"] == 3
+    note = (
+        "8 cells of the column 'text' look like missing values ('NULL', 'None', 'NA', '#N/A', 'null', 'NAN', "
+        "'N/A') and were used as they are; where they mean that a value is missing, leave the cells empty"
+    )
+    assert [found for found in texts.report.notes if "look like" in found] == [note]
+
+
+def test_labels_that_look_like_missing_values_are_classes_and_counted(tmp_path: Path) -> None:
+    texts = load(tmp_path / "x.jsonl", jsonl_of(labelled(["NA", "b"] * 20)))
+    assert texts.classes == ("NA", "b")
+    assert any(note.startswith("20 cells of the column 'label' look like") for note in texts.report.notes)
 
 
 def test_too_few_rows_with_text_raise_data_error(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from bitrank_data.errors import ExampleError
 from bitrank_data.examples import ASSISTANT, SYSTEM, USER, Dialogue, TargetExample, Turn
-from bitrank_data.layouts import REMARK, Layout, LeftOut, Refused, check_text, text_of
+from bitrank_data.layouts import REMARK, Layout, LeftOut, Refused, check_text, is_missing, text_of
 from bitrank_data.rows import quoted, shown
 
 _SPEAKERS = {  # names in ``from``, and their roles
@@ -69,12 +69,12 @@ def _instruction(cells: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _turns(value: Any, role: str) -> list[list[str]]:
-    if isinstance(value, str):  # a cell of a CSV file
+    if isinstance(value, str) and not is_missing(value):  # a cell of a CSV file
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
             raise Refused(role, f"is text that is no JSON list of turns ({error})") from error
-    if value is None or value == []:
+    if is_missing(value) or value == []:
         raise LeftOut(f"no {role}")
     if not isinstance(value, list):
         raise Refused(role, f"is of type {type(value).__name__}, expected a list of turns")

@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 
 from bitrank_data.errors import DataError
-from bitrank_data.layouts import LABEL, Refused, check_text
+from bitrank_data.layouts import LABEL, Refused, check_text, is_missing
 from bitrank_data.rows import quoted, shortened
 
 # Half stars from 0 to 5 are classes; more than this number of different fractional values indicates
 # regression.
 _MOST_FRACTIONS = 20
-_MISSING = {"", "nan", "NaN", "<NA>"}  # missing values as written by spreadsheets and pandas
 _SPELLINGS, _NOTES = 4, 10  # spellings of a class in a note, and classes with a note of their own
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 
@@ -42,7 +41,7 @@ class ClassReader:
 
     def add(self, place: str, label: Any) -> int:
         """Preliminary number of the class of a label. Raises :class:`DataError` for an invalid label."""
-        if _is_missing(label):
+        if is_missing(label):
             self._first_missing = self._first_missing or place
             self._missing += 1
             return -1
@@ -86,12 +85,6 @@ class ClassReader:
             return ()
         remedy = "where it means 'not labelled', remove these rows"
         return (f"label -1 ({self._minus_one} rows) is trained on as a class; {remedy}",)
-
-
-def _is_missing(label: object) -> bool:
-    if isinstance(label, float):
-        return math.isnan(label)
-    return label is None or (isinstance(label, str) and label.strip() in _MISSING)
 
 
 def _class_of(name: str, place: str, label: Any) -> str:

@@ -17,6 +17,9 @@ from bitrank_data.rows import quoted, shown
 TEXT, PAIR, TARGET, LABEL = "text", "pair", "target", "label"  # roles of columns
 REMARK = "remark"  # key of the fields of :attr:`Layout.parse`: a note on unused parts of a row, counted
 _MISSING = {"", "nan", "NaN", "<NA>"}  # missing values as written by spreadsheets and pandas
+# Other spellings, in any case. They may be texts (a film can be called "None"), so they only give a note.
+_LIKE_MISSING = {"null", "none", "na", "n/a", "#n/a", "#na", "nan", "<na>"}
+_LONGEST_LIKE = 20  # characters of a cell that is compared with them
 
 
 class LeftOut(Exception):
@@ -100,14 +103,26 @@ def text_of(cells: Mapping[str, Any], role: str, missing: str | None = None) -> 
     Raises :class:`LeftOut` for a missing or empty one (``no text``), and :class:`Refused` for other values.
     """
     value = cells.get(role)
-    if value is None or (isinstance(value, float) and value != value):
+    if is_missing(value):
         raise LeftOut(missing or f"no {role}")
     if not isinstance(value, str):
         raise Refused(role, f"is {_instead_of_text(value)}")
     check_text(value, role)
-    if value.strip() in _MISSING:
-        raise LeftOut(missing or f"no {role}")
     return value
+
+
+def is_missing(value: object) -> bool:
+    """Whether a cell has no value: null, NaN, blank, or text by which spreadsheets and pandas write these."""
+    if isinstance(value, str):
+        return value.strip() in _MISSING
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def looks_missing(value: object) -> bool:
+    """Whether a cell is text that may stand for a missing value, such as ``NULL``, but is used as text."""
+    if not isinstance(value, str) or len(value) > _LONGEST_LIKE or is_missing(value):
+        return False
+    return value.strip().casefold() in _LIKE_MISSING
 
 
 def check_text(text: str, role: str) -> None:

@@ -19,7 +19,7 @@ from bitrank_data.errors import DataError
 from bitrank_data.examples import DataReport
 from bitrank_data.folders import WHOLE, TaskFiles
 from bitrank_data.labels import ClassReader
-from bitrank_data.layouts import LABEL, REMARK, TEXT, Layout, LeftOut, Naming, Refused
+from bitrank_data.layouts import LABEL, REMARK, TEXT, Layout, LeftOut, Naming, Refused, looks_missing
 from bitrank_data.readers import open_table
 from bitrank_data.rows import Row, Table, place_of, quoted, shortened, shown
 from bitrank_data.splitting import (
@@ -62,6 +62,7 @@ class _Reading:
     left_out: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)  # reason → first row
     remarks: Counter[str] = field(default_factory=Counter)
+    doubtful: dict[str, Counter[str]] = field(default_factory=dict)  # column → spellings like missing values
 
     def place(self, index: int) -> str:
         """Name of example ``index``: its row, and its file if there are several."""
@@ -87,6 +88,9 @@ class _Reading:
             raise DataError(f"{name}: the {error.role} of {row.where} {error}") from error
         if remark := fields.pop(REMARK, None):
             self.remarks[remark] += 1
+        for role, cell in cells.items():
+            if looks_missing(cell):
+                self.doubtful.setdefault(columns[role], Counter())[cell.strip()] += 1
         self.writer.add(fields)
         self.digests += key_digest(self.layout.build(id="", label=None, **fields).key)
         where = self.in_file(row.where, file)
@@ -102,6 +106,12 @@ class _Reading:
             for reason, count in self.left_out.items()
         ]
         notes += [f"{count} of {self.rows} rows {remark}" for remark, count in self.remarks.items()]
+        notes += [
+            f"{spellings.total()} cells of the column {quoted(column)} look like missing values "
+            f"({shown([repr(spelling) for spelling in spellings])}) and were used as they are; where they "
+            "mean that a value is missing, leave the cells empty"
+            for column, spellings in self.doubtful.items()
+        ]
         counts = {"rows": self.rows, "rows_without_text": self.left_out.total()}
         return DataReport(counts, tuple(notes))
 
