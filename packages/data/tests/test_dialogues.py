@@ -212,6 +212,75 @@ def test_errors_of_templates_name_the_row_in_its_file_of_several(tmp_path: Path)
             tokenise(open_task(str(tmp_path)), words(template), 64)
 
 
+def said(*pairs: tuple[str, str]) -> Any:
+    return dialogue("0", None, pairs, "chat")
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [("user", "the film is good"), ("tool", "the film"), ("assistant", "so")],
+        [("tool", "the film"), ("user", "the film is good"), ("assistant", "so")],
+        [("user", "why"), ("tool", "the film"), ("assistant", "the film is good")],
+        [("user", "the film"), ("assistant", "good"), ("tool", "the film"), ("assistant", "so")],
+        [("user", "the film"), ("assistant", "good"), ("tool", "good"), ("assistant", "so")],
+    ],
+)
+def test_a_turn_that_a_template_ignores_is_refused_if_another_turn_has_its_words(
+    pairs: list[tuple[str, str]],
+) -> None:
+    assert texts_of(said(*pairs), words(CHATML))
+    with pytest.raises(DataError, match=r"leaves out the turn of the role 'tool' \('(the film|good)'\)"):
+        texts_of(said(*pairs), words(SILENT))
+
+
+def test_equal_turns_are_accepted_if_each_is_in_the_text() -> None:
+    pairs = [("user", "why"), ("assistant", "why"), ("user", "why"), ("user", "why so"), ("assistant", "so")]
+    for template in (CHATML, SILENT, FORGETS):
+        assert texts_of(said(*pairs), words(template))
+
+
+def test_a_template_may_write_a_system_turn_before_the_turns_that_it_follows() -> None:
+    template = "{% for m in messages | sort(attribute='role') %}{{ m.role + m.content }}<end>{% endfor %}"
+    assert texts_of(said(("user", "film"), ("system", "the film"), ("assistant", "good")), words(template))
+
+
+def test_an_answer_with_other_white_space_begins_where_prompt_and_text_differ() -> None:
+    template = (
+        "{% for m in messages %}{{ m.role + ': ' + m.content.split() | join(' ') }}<end>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: <think>{% endif %}"
+    )
+    (text,) = texts_of(said(("user", "why"), ("assistant", "so \n good")), words(template))
+    assert [(part.text, part.is_answer) for part in text] == [
+        ("user: why<end>assistant: ", False),
+        ("so good<end>", True),
+    ]
+
+
+@pytest.mark.parametrize("expression", ["1 // (messages | length - 1)", "messages[0].content.index('zzz')"])
+def test_a_template_that_fails_on_the_turns_of_a_row_is_refused_with_the_row(expression: str) -> None:
+    template = f"{{{{ {expression} }}}}" + SILENT
+    with pytest.raises(DataError, match="example 0: the tokenizer's chat template rejects a conversation"):
+        texts_of(said(("user", "why"), ("assistant", "so")), words(template))
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{{ messages[0].content }", "unexpected '}'"),
+        ("{% for m in messages %}{{ m.content }}", "Unexpected end of template"),
+        ("{{ messages[0].content | nofilter }}", "No filter named 'nofilter'"),
+    ],
+)
+def test_broken_jinja_is_a_fault_of_the_template_and_not_of_a_row(
+    template: str, problem: str, tmp_path: Path
+) -> None:
+    expected = f"^the tokenizer's chat template is no valid Jinja: {problem}.*Correct its chat_template"
+    with pytest.raises(DataError, match=expected) as error:
+        task_of(tmp_path / "x.jsonl", numbered([GOOD]), words(template))
+    assert "row" not in str(error.value) and "roles" not in str(error.value)
+
+
 GOOD = {"messages": turns("why NUMBER", "good")}
 LEFT_OUT = {
     "no turn of the assistant": {"messages": turns("why", "so", roles=("user",))},

@@ -40,6 +40,19 @@ QWEN_3 = (
     "{{- '<think>\n\n</think>\n\n' }}{%- endif %}{{- content + '<|im_end|>\n' }}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
 )
+QWEN_3_THOUGHTS = (  # as QWEN_3, with the part that rewrites the thought of an answer
+    "{%- set ns = namespace(last_query_index=messages|length - 1) %}"
+    "{%- for message in messages %}{%- if message.role == 'user' %}"
+    "{%- set ns.last_query_index = loop.index0 %}{%- endif %}{%- endfor %}"
+    "{%- for message in messages %}{%- set content = message.content %}{%- set thought = '' %}"
+    "{%- if message.role == 'assistant' and '</think>' in content %}"
+    "{%- set thought = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}"
+    "{%- set content = content.split('</think>')[-1].lstrip('\n') %}{%- endif %}"
+    "{{- '<|im_start|>' + message.role + '\n' }}"
+    "{%- if message.role == 'assistant' and loop.index0 > ns.last_query_index %}"
+    "{{- '<think>\n' + thought.strip('\n') + '\n</think>\n\n' }}{%- endif %}{{- content + '<|im_end|>\n' }}"
+    "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+)
 GEMMA = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
     "{{ raise_exception('System role not supported') }}{% endif %}{% for message in messages %}"
@@ -133,6 +146,23 @@ def test_only_the_answers_and_their_ends_are_trained_on(name: str, tmp_path: Pat
             trained.append(tokenizer.decode(tokens[begin:end]))
         assert tokens.tolist().count(tokenizer.bos_token_id) == template.count("bos_token")
     assert trained == expected
+
+
+def test_answers_whose_thoughts_a_template_rewrites_are_trained_on_one_by_one() -> None:
+    answers = ["<think>the cast</think>good 5", "<think>\n\nthe plot\n</think>bad"]
+    pairs = [("user", "ask"), ("assistant", answers[0]), ("user", "the cast"), ("assistant", answers[1])]
+    texts = texts_of(dialogue("0", None, pairs, "chat"), tokenizer_of(QWEN_3_THOUGHTS))
+    assert [segment.text for text in texts for segment in text if segment.is_answer] == [
+        "<think>\nthe cast\n</think>\n\ngood 5<|im_end|>",
+        "<think>\nthe plot\n</think>\n\nbad<|im_end|>",
+    ]
+    assert texts[1][0].text.count("<think>") == 0 and "good 5" in texts[1][0].text
+
+
+def test_a_template_that_drops_the_thought_of_the_last_answer_is_refused() -> None:
+    pairs = [("user", "ask"), ("assistant", "<think>the cast</think>good 5")]
+    with pytest.raises(DataError, match="leaves out the turn of the role 'assistant'"):
+        texts_of(dialogue("0", None, pairs, "chat"), tokenizer_of(QWEN_3))
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from bitrank_data.errors import DataError
 from bitrank_data.examples import Example, PairExample, TargetExample
@@ -118,7 +118,7 @@ def is_missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and value != value)
 
 
-def looks_missing(value: object) -> bool:
+def looks_missing(value: object) -> TypeGuard[str]:
     """Whether a cell is text that may stand for a missing value, such as ``NULL``, but is used as text."""
     if not isinstance(value, str) or len(value) > _LONGEST_LIKE or is_missing(value):
         return False

@@ -7,11 +7,12 @@ conversations (https://github.com/tatsu-lab/stanford_alpaca), and prompt and com
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bitrank_data.errors import ExampleError
+from bitrank_data.errors import DataError, ExampleError
 from bitrank_data.examples import ASSISTANT, SYSTEM, USER, Dialogue, Turn
 from bitrank_data.rows import quoted, shortened, shown
 
@@ -67,17 +68,15 @@ def _rendered(dialogue: Dialogue, tokenizer: Any) -> list[Text]:
     """
     turns = _with_input(dialogue)
     separate: list[tuple[str, str]] = []
-    checked = 0  # turns that are known to be in a text
+    checked, before = 0, ""  # turns that are known to be in a text, and the last such text
     for number, turn in enumerate(turns):
         # An answer that opens a conversation has no prompt, and is context.
         if turn.role == ASSISTANT and number:
             prompt = _render(dialogue, turns[:number], tokenizer, prompt=True)
             whole = _render(dialogue, turns[: number + 1], tokenizer, prompt=False)
-            for one in turns[checked:number]:
-                _refuse_dropped(dialogue, one, prompt)
-            _refuse_dropped(dialogue, turn, whole)
+            _refuse_dropped(dialogue, turns[checked : number + 1], before, whole)
             separate.append(_cut(prompt, whole, turn.content.strip()))
-            checked = number + 1
+            checked, before = number + 1, whole
     text, end = [], ""
     for context, answer in separate:
         if not context.startswith(end):
@@ -91,8 +90,9 @@ def _cut(prompt: str, whole: str, answer: str) -> tuple[str, str]:
     """Context, and answer with its end marker, of the text ``whole``, whose last turn is ``answer``."""
     if not whole.startswith(prompt):
         # A template whose prompt for generation is no prefix, such as one that opens a thought. An answer
-        # whose white space the template changes has no border to find, and is trained on with its context.
-        prompt = whole[: max(whole.rfind(answer), 0)]
+        # whose white space the template changes begins where both texts differ.
+        place = whole.rfind(answer)
+        prompt = whole[:place] if place >= 0 else _shared(prompt, whole)
     body = whole[len(prompt) :]
     closed = body.rstrip()
     # White space after an end marker separates turns; without a marker it may belong to the answer.
@@ -100,12 +100,17 @@ def _cut(prompt: str, whole: str, answer: str) -> tuple[str, str]:
 
 
 def _render(dialogue: Dialogue, turns: Sequence[Turn], tokenizer: Any, prompt: bool) -> str:
-    from jinja2 import TemplateError
+    from jinja2 import TemplateError, TemplateSyntaxError
 
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
     try:
         text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-    except (TemplateError, TypeError, KeyError) as error:
+    except TemplateSyntaxError as error:
+        raise DataError(
+            f"the tokenizer's chat template is no valid Jinja: {shortened(str(error), _REASON)}. Correct its "
+            "chat_template, or give another tokenizer"
+        ) from error
+    except (TemplateError, TypeError, LookupError, ValueError, ArithmeticError) as error:
         reason = shortened(str(error).rstrip("."), _REASON) or type(error).__name__
         roles = shown([turn.role for turn in turns])
         raise ExampleError(
@@ -116,15 +121,38 @@ def _render(dialogue: Dialogue, turns: Sequence[Turn], tokenizer: Any, prompt: b
     return text
 
 
-def _refuse_dropped(dialogue: Dialogue, turn: Turn, text: str) -> None:
-    """Raise :class:`ExampleError` if ``turn`` is not in ``text``: templates ignore roles without a rule."""
-    if " ".join(turn.content.split()) in " ".join(text.split()):
-        return
-    raise ExampleError(
-        dialogue.id,
-        f": the tokenizer's chat template leaves out the turn of the role {quoted(turn.role)} "
-        f"({quoted(turn.content)}). Remove such turns, or give a tokenizer whose template has the role",
-    )
+def _refuse_dropped(dialogue: Dialogue, turns: Sequence[Turn], before: str, text: str) -> None:
+    """Raise :class:`ExampleError` unless each of ``turns`` has a place of its own in ``text``.
+
+    Templates ignore roles without a rule. ``before`` is the text of the earlier turns; the part that both
+    texts begin with has no place for ``turns``. White space is not compared, since templates change it.
+    Earlier answers are not searched again, since templates may leave their thoughts out by now.
+    """
+    old, rest = _without_space(before), _without_space(text)
+    rest = rest[len(_shared(old, rest)) :]
+    # The longest first: a short turn may be a part of a long one, whichever comes first in the text.
+    for turn in sorted(turns, key=lambda turn: -len(_without_space(turn.content))):
+        content = _without_space(turn.content)
+        place = rest.find(content)
+        if place < 0:
+            raise ExampleError(
+                dialogue.id,
+                f": the tokenizer's chat template leaves out the turn of the role {quoted(turn.role)} "
+                f"({quoted(turn.content)}). Remove such turns, or give a tokenizer whose template has the "
+                "role",
+            )
+        # No turn has a NUL character, so no other turn is found across this place.
+        rest = f"{rest[:place]}\0{rest[place + len(content) :]}"
+
+
+def _without_space(text: str) -> str:
+    return "".join(text.split())
+
+
+def _shared(first: str, second: str) -> str:
+    """The text that both begin with."""
+    lengths = range(1, min(len(first), len(second)) + 1)
+    return first[: bisect_left(lengths, True, key=lambda length: first[:length] != second[:length])]
 
 
 def _with_input(dialogue: Dialogue) -> tuple[Turn, ...]:
