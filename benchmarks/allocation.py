@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from bitrank.planning.costs import Choices
 from bitrank.planning.make_plan import PlanRequest, make_plan
-from bitrank.planning.plan_divergence import Bench
+from bitrank.planning.plan_divergence import PlanEvaluator
 from bitrank.process.compute import objective_of
 from bitrank.run.data import RunData, load_data
 from bitrank.sensitivity.measure import FORMATS, measure
@@ -92,7 +92,7 @@ def main() -> int:
 def block_rows(spec: RunSpec) -> list[list[str]]:
     """One row per score and size, after the uniform plan of that size."""
     tables = measure(spec)
-    data, bench = load_data(spec), Bench(spec, tables, repairs=False)
+    data, evaluator = load_data(spec), PlanEvaluator(spec, tables, repairs=False)
     blocks = [m for m in tables.matrices if m.adaptable]
     rest = {m.name: "bf16" for m in tables.matrices if not m.adaptable and m.tied_to is None}
     rows = []
@@ -101,7 +101,7 @@ def block_rows(spec: RunSpec) -> list[list[str]]:
         plans = {f"blocks, uniform {fmt}": block_plan(blocks, tables, budget, (fmt,), SCORES["fisher"])}
         for name, score in SCORES.items():
             plans[f"blocks, {name}, bytes of {fmt}"] = block_plan(blocks, tables, budget, FORMATS, score)
-        rows += evaluated(spec, data, bench, plans, rest)
+        rows += evaluated(spec, data, evaluator, plans, rest)
     return rows
 
 
@@ -129,26 +129,26 @@ def whole_rows(spec: RunSpec, budget: str, planners: Sequence[str]) -> list[list
         result = make_plan(spec, request, lambda text: print(text, file=sys.stderr, flush=True))
         plans[f"{name} at {budget}"], tables = result.plan, result.tables
     assert tables is not None
-    return evaluated(spec, load_data(spec), Bench(spec, tables, repairs=False), plans, {})
+    return evaluated(spec, load_data(spec), PlanEvaluator(spec, tables, repairs=False), plans, {})
 
 
 def evaluated(
-    spec: RunSpec, data: RunData, bench: Bench, plans: dict[str, Plan], rest: dict[str, str]
+    spec: RunSpec, data: RunData, evaluator: PlanEvaluator, plans: dict[str, Plan], rest: dict[str, str]
 ) -> list[list[str]]:
     rows, first = [], None
     for name, plan in plans.items():
-        with bench.applied({**plan.precision, **rest}, plan.ranks):
-            found = quality(spec, data, bench)
+        with evaluator.applied({**plan.precision, **rest}, plan.ranks):
+            found = quality(spec, data, evaluator)
         first = first or found
         rows.append([f"`{spec.task}`", name, *found.row(first), f"{plan.nbytes:,}"])
         print(rows[-1], file=sys.stderr, flush=True)
     return rows
 
 
-def quality(spec: RunSpec, data: RunData, bench: Bench) -> Quality:
-    """The model of ``bench`` on the test split."""
+def quality(spec: RunSpec, data: RunData, evaluator: PlanEvaluator) -> Quality:
+    """The model of ``evaluator`` on the test split."""
     device = choose_device(spec.device)
-    rows = data.evaluate(bench.model, data.test, objective_of(spec), device).rows
+    rows = data.evaluate(evaluator.model, data.test, objective_of(spec), device).rows
     texts: dict[str, list[float]] = {}
     for row in rows:
         total = texts.setdefault(data.test.ids[row["index"]], [0.0, 0.0])

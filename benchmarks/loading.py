@@ -42,7 +42,7 @@ def main() -> None:
     release_memory()
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to the resident size
     before = peak_memory_mib()
-    store_base(spec, loaded, plans.bits, init, "cpu", dtype)
+    store_base(spec, loaded, plans.formats, init, "cpu", dtype)
     print(
         json.dumps({
             "loading_mib": peak_memory_mib() - before,

@@ -33,7 +33,7 @@ class Rival:
     packages: tuple[str, ...]
 
 
-def request_of(spec: RunSpec, budgets: Sequence[float], count: int | None = None) -> Request:
+def rival_request(spec: RunSpec, budgets: Sequence[float], count: int | None = None) -> Request:
     """The model, calibration windows, and the budgets in bytes.
 
     The first windows are those of our scores, the others those on which our plans are chosen; without

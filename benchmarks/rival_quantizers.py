@@ -28,7 +28,7 @@ from bitrank.spec.run_spec import RunSpec
 from bitrank_quant import block_matrices, parse_format
 from bitrank_trainer import evaluate
 from quantizers import PAGE, TASK, Measured, output_error, write_row
-from rival_environments import Rival, request_of, run_rival
+from rival_environments import Rival, rival_request, run_rival
 from rival_scripts.exchange import GROUP, WEIGHTS
 from safetensors import safe_open
 
@@ -45,7 +45,7 @@ def main() -> int:
     parser.add_argument("--environments", type=Path, help="folder of their environments (default: temporary)")
     arguments = parser.parse_args()
     spec, failed = make_spec(find_profile("laptop"), "B-FP", TASK, {"dtype": "fp32"}), 0
-    request = request_of(spec, ())
+    request = rival_request(spec, ())
     for name in arguments.only.split(","):
         for width in map(int, arguments.widths.split(",")):
             with tempfile.TemporaryDirectory() as folder:

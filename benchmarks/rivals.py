@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from allocation import quality
-from bitrank.planning.plan_divergence import Bench
+from bitrank.planning.plan_divergence import PlanEvaluator
 from bitrank.run.data import load_data
 from bitrank.sensitivity.measure import measure, measured_formats
 from bitrank.sensitivity.tables import Tables
@@ -42,7 +42,7 @@ from rival_arms import (
     format_of,
     hand_made,
 )
-from rival_environments import Rival, request_of, run_rival
+from rival_environments import Rival, rival_request, run_rival
 from rival_report import FOLDER, ORIGINAL, Evaluation, append, read_evaluations, write_report
 
 TASK = "wiki_articles"
@@ -79,7 +79,7 @@ def spec_of(quantizer: str) -> RunSpec:
 
 def assign(names: list[str], environments: Path | None, windows: int | None) -> int:
     """Run the rivals called ``names`` and keep their assignments, or their errors. 1 if one failed."""
-    request, failed = request_of(spec_of("rtn"), BUDGETS, windows), 0
+    request, failed = rival_request(spec_of("rtn"), BUDGETS, windows), 0
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             found = run_rival(RIVALS[name], request, Path(folder), environments)
@@ -118,13 +118,13 @@ def evaluate_all(bits: float, quantizer: str) -> None:
     done = {one.arm for one in found if one.arm == ORIGINAL or (one.quantizer, one.bits) == (quantizer, bits)}
     spec = spec_of(quantizer)
     tables = measure(spec, formats=measured_formats(FORMATS))
-    data, bench = load_data(spec), Bench(spec, tables, repairs=False)
+    data, evaluator = load_data(spec), PlanEvaluator(spec, tables, repairs=False)
     rest = {m.name: UNQUANTIZED for m in tables.matrices if not m.adaptable and m.tied_to is None}
     for arm, assignment in arms(spec, tables, bits):
         if arm in done:
             continue
-        with bench.applied({**assignment, **rest}, {}):
-            measured = quality(spec, data, bench)
+        with evaluator.applied({**assignment, **rest}, {}):
+            measured = quality(spec, data, evaluator)
         average = average_bits(blocks_of(tables), assignment)
         losses, tokens = measured.loss_D.tolist(), measured.tokens_D.tolist()
         row = Evaluation(arm, quantizer, bits, average, measured.documents, losses, tokens)

@@ -24,7 +24,7 @@ from bitrank.spec.configs import find_config
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.tiny_models import build_tiny
-from bitrank_quant import LeftOut, stored_bytes, weight_matrices
+from bitrank_quant import UnplannedTensor, stored_bytes, weight_matrices
 from bitrank_trainer import ALONE, OwnAttention
 
 EXPERTS = 2 * 4 * (256 * 64 + 64 * 128)  # in two blocks; their routers are 4 × 64 each
@@ -52,12 +52,12 @@ def test_experts_are_stored_in_16_bits_and_reported(folder: Path, config: str, b
     plans = make_plans(find_config(config), loaded)
     assert sum(one.numbers for one in plans.left) == EXPERTS + ROUTERS
     assert plans.left[0].reason == "3 dimensions, in a MixtralExperts"
-    store_base(spec, loaded, plans.bits, choose_init(spec, plans.ranks), "cpu", torch.float32)
+    store_base(spec, loaded, plans.formats, choose_init(spec, plans.ranks), "cpu", torch.float32)
     held = stored_bytes(loaded.model).total
     assert held * 8 / loaded.parameters == pytest.approx(bits, abs=0.3)
     bare = meta_model(str(folder), spec.kind, 2, torch.float32)
     arguments = {"quant_backend": "auto", "device": "cpu", "dtype": torch.float32}
-    assert base_bytes(bare, plans.bits, weight_matrices(bare), **arguments) == held
+    assert base_bytes(bare, plans.formats, weight_matrices(bare), **arguments) == held
     assert list(model_shapes(str(folder), spec.kind, dtype=torch.float32).left) == plans.left
 
 
@@ -65,7 +65,7 @@ def test_run_records_and_reports_unplanned_tensors(folder: Path, tmp_path: Path)
     loaded = open_model(spec_of(folder, "B-FP"), 0, "cpu", torch.float32)
     plans = make_plans(find_config("B-FP"), loaded)
     record = Record(tmp_path, ALONE)
-    record.plan(plans.bits, plans.ranks, plans.quantizable, plans.left, loaded.parameters)
+    record.plan(plans.formats, plans.ranks, plans.quantizable, plans.left, loaded.parameters)
     plan = json.loads((tmp_path / "plan.json").read_text())
     left, share = plan["left_in_16_bits"], (EXPERTS + ROUTERS) / loaded.parameters
     assert plan["left_in_16_bits_share"] == pytest.approx(share) == pytest.approx(0.866, abs=5e-4)
@@ -91,7 +91,7 @@ def test_plan_output_lists_unplanned_tensors(folder: Path, capsys: pytest.Captur
 
 def test_notice_groups_unplanned_tensors_by_kind_and_states_their_share() -> None:
     left = [
-        LeftOut(f"layers.{n}.experts.{part}", 300, "3 dimensions")
+        UnplannedTensor(f"layers.{n}.experts.{part}", 300, "3 dimensions")
         for n in range(9)
         for part in ("up", "down")
     ]
@@ -100,7 +100,7 @@ def test_notice_groups_unplanned_tensors_by_kind_and_states_their_share() -> Non
         "layers.*.experts.up (3 dimensions), layers.*.experts.down (3 dimensions)"
     )
     assert left_out_message([], 6000) is None
-    many = [LeftOut(f"part{n}", 1, "x") for n in range(5)]
+    many = [UnplannedTensor(f"part{n}", 1, "x") for n in range(5)]
     assert str(left_out_message(many, 10)).endswith("part2 (x) and 2 more")
 
 

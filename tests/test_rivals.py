@@ -97,7 +97,7 @@ def test_tables_are_measured_in_every_offered_format(
 
     monkeypatch.setattr(rivals, "measure", measured)
     monkeypatch.setattr(rivals, "load_data", lambda spec: None)
-    monkeypatch.setattr(rivals, "Bench", lambda *_, **__: None)
+    monkeypatch.setattr(rivals, "PlanEvaluator", lambda *_, **__: None)
     monkeypatch.setattr(rivals, "arms", lambda *_: [])
     rivals.evaluate_all(4.5, "rtn")
     assert set(arms.FORMATS) <= asked

@@ -27,7 +27,7 @@ from bitrank.models.architectures import check_adaptable, has_new_head
 from bitrank.models.completeness import heads_of
 from bitrank.planning.in_memory import check_names, folder_of, restored_threads
 from bitrank.planning.make_plan import PlanResult, make_plan
-from bitrank.planning.plan_options import PLAN_DEFAULTS, PlanOptions, request_of
+from bitrank.planning.plan_options import PLAN_DEFAULTS, PlanOptions, request_from_options
 from bitrank.run.quantizers import encoder_of
 from bitrank.spec.configs import config_of_plan
 from bitrank.spec.make_spec import make_spec
@@ -106,7 +106,7 @@ def plan(
     if unexpected := set(options) - set(PLAN_DEFAULTS):
         raise TypeError(f"plan() got an unexpected keyword argument {min(unexpected)!r}")
     chosen: PlanOptions = {**PLAN_DEFAULTS, **options}
-    request = request_of(budget, chosen)
+    request = request_from_options(budget, chosen)
     with folder_of(model, tokenizer) as folder, restored_threads():
         given = {"quantizer": chosen["quantizer"], **(chosen["settings"] or {}), "model": folder}
         spec = make_spec(find_profile(chosen["profile"]), "B-FP", str(task), given)

@@ -82,7 +82,7 @@ def test_adapter_gradient_and_optimizer_bytes_equal_those_that_training_allocate
     loaded = open_model(spec, 2, "cpu", torch.float32)
     arm = find_config(config)
     plans = make_plans(arm, loaded)
-    store_base(spec, loaded, plans.bits, choose_init(spec, plans.ranks), "cpu", torch.float32)
+    store_base(spec, loaded, plans.formats, choose_init(spec, plans.ranks), "cpu", torch.float32)
     scale = AdapterScale(2.0, "constant")
     options = AttachOptions(scale, loaded.trained_modules, seed=0, total_steps=20)
     model, hook = arm.rank.attach(loaded.model, plans.ranks, options)

@@ -131,12 +131,12 @@ def test_computed_base_bytes_equal_those_of_the_built_model(task: str, config: s
     loaded = open_model(spec, 2, "cpu", torch.float32)
     arm = find_config(config, None)
     plans = make_plans(arm, loaded)
-    store_base(spec, loaded, plans.bits, choose_init(spec, plans.ranks), "cpu", torch.float32)
+    store_base(spec, loaded, plans.formats, choose_init(spec, plans.ranks), "cpu", torch.float32)
     scale = AdapterScale(2.0, "constant")
     options = AttachOptions(scale, loaded.trained_modules, seed=0, total_steps=10)
     model, _ = arm.rank.attach(loaded.model, plans.ranks, options)
     empty_model = unplanned_model(spec, 2, Compute("cpu", "fp32", threads=None)).model
     options = {"quant_backend": backend, "device": "cpu", "dtype": torch.float32}
-    assert base_bytes(empty_model, plans.bits, weight_matrices(empty_model), **options) == stored_bytes(
+    assert base_bytes(empty_model, plans.formats, weight_matrices(empty_model), **options) == stored_bytes(
         model
     ).total - adapter_memory(model)

@@ -166,7 +166,7 @@ def test_a_plan_names_every_matrix_of_the_blocks(title: str, family: Callable[[s
     loaded = open_model(one.spec(), 2, "cpu", torch.float32)
     plans = make_plans(find_config("B-Q4"), loaded)
     blocks = [m for m in plans.quantizable if _in_block(m)]
-    assert len(blocks) >= 8 and {plans.bits[m.name] for m in blocks} == {"nf4-dq"}
+    assert len(blocks) >= 8 and {plans.formats[m.name] for m in blocks} == {"nf4-dq"}
     assert set(plans.ranks) == {m.name for m in blocks if m.adaptable}
     linear = [n for n, m in loaded.model.named_modules() if isinstance(m, nn.Linear | Conv1D)]
     named = {m.name for m in weight_matrices(loaded.model)}

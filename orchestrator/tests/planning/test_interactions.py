@@ -22,7 +22,7 @@ from bitrank.planning.interactions import (
     find_candidates,
     scaled,
 )
-from bitrank.planning.plan_divergence import Added, Bench, kind_of
+from bitrank.planning.plan_divergence import PlanDivergence, PlanEvaluator, kind_of
 from bitrank.sensitivity.calibration import calibration
 from bitrank.sensitivity.measure import measure
 from bitrank.sensitivity.tables import Tables
@@ -62,8 +62,8 @@ def synthetic_problem(budget: int = 22) -> Problem:
     return Problem((*items, wide), budget)
 
 
-class SyntheticBench:
-    """A bench with a known interaction, which records its ``plans``.
+class SyntheticEvaluator:
+    """An evaluator with a known interaction, which records its ``plans``.
 
     Blocks add ``times`` the sum of their costs, the embedding adds its own cost.
     """
@@ -71,18 +71,18 @@ class SyntheticBench:
     def __init__(self, problem: Problem, times: float) -> None:
         self.problem, self.times, self.plans = problem, times, list[Plan]()
 
-    def added(self, plan: Plan) -> Added:
+    def added(self, plan: Plan) -> PlanDivergence:
         self.plans.append(plan)
         alone = costs_by_kind(self.problem, plan)
         by_kind = {
             kind: cost * (self.times if kind == "layers.*.up" else 1.0) for kind, cost in alone.items()
         }
-        return Added(sum(by_kind.values()), by_kind)
+        return PlanDivergence(sum(by_kind.values()), by_kind)
 
 
-def factors_of(problem: Problem, bench: Any) -> dict[str, float]:
+def factors_of(problem: Problem, evaluator: Any) -> dict[str, float]:
     """The factors of the last round."""
-    return find_candidates(problem, cast(Bench, bench))[-1].factors
+    return find_candidates(problem, cast(PlanEvaluator, evaluator))[-1].factors
 
 
 def test_kind_is_the_name_without_the_block_number() -> None:
@@ -96,12 +96,14 @@ def test_kind_is_the_name_without_the_block_number() -> None:
 
 def test_factors_recover_a_known_interaction() -> None:
     problem = synthetic_problem()
-    bench = SyntheticBench(problem, 3.0)
-    factors = factors_of(problem, bench)
+    evaluator = SyntheticEvaluator(problem, 3.0)
+    factors = factors_of(problem, evaluator)
     assert factors["layers.*.up"] / factors["embedding"] == pytest.approx(3.0)
     plan = exact(scaled(problem, factors))
-    assert plan.cost == pytest.approx(bench.added(plan).whole), "predictions sum to the measured divergence"
-    assert bench.added(plan).whole < bench.added(exact(problem)).whole, (
+    assert plan.cost == pytest.approx(evaluator.added(plan).whole), (
+        "predictions sum to the measured divergence"
+    )
+    assert evaluator.added(plan).whole < evaluator.added(exact(problem)).whole, (
         "bytes moved from the embedding to the blocks"
     )
 
@@ -109,7 +111,7 @@ def test_factors_recover_a_known_interaction() -> None:
 def test_additive_errors_leave_the_plan_unchanged() -> None:
     problem = synthetic_problem()
     assert (
-        exact(scaled(problem, factors_of(problem, SyntheticBench(problem, 1.0)))).precision
+        exact(scaled(problem, factors_of(problem, SyntheticEvaluator(problem, 1.0)))).precision
         == exact(problem).precision
     )
 
@@ -155,19 +157,19 @@ def test_equal_plans_are_evaluated_once() -> None:
 def test_factors_are_limited_to_a_range() -> None:
     """A kind's factor is between a quarter of the overall factor and four times that factor."""
     problem = synthetic_problem()
-    factors = find_candidates(problem, cast(Bench, SyntheticBench(problem, 1e6)))[1].factors
+    factors = find_candidates(problem, cast(PlanEvaluator, SyntheticEvaluator(problem, 1e6)))[1].factors
     assert factors["layers.*.up"] / factors["embedding"] <= 16
 
 
 def test_plan_without_divergence_leaves_costs_unchanged() -> None:
     problem = synthetic_problem()
     costless = interactions.scaled(problem, {"layers.*.up": 0.0, "embedding": 0.0})
-    assert set(factors_of(costless, SyntheticBench(costless, 1.0)).values()) == {1.0}
+    assert set(factors_of(costless, SyntheticEvaluator(costless, 1.0)).values()) == {1.0}
 
 
 def test_budget_below_the_smallest_plan_is_infeasible() -> None:
     with pytest.raises(Infeasible):
-        factors_of(synthetic_problem(3), SyntheticBench(synthetic_problem(3), 1.0))
+        factors_of(synthetic_problem(3), SyntheticEvaluator(synthetic_problem(3), 1.0))
 
 
 def problem_of(spec: RunSpec, tables: Tables, ratio: float = 1.3) -> Problem:
@@ -219,8 +221,8 @@ def test_added_divergence_equals_that_of_the_model_with_quantized_weights(
     ready = calibration(spec)
     replay = Replay(ready.model, ready.joint, ready.forward)
     held_out = Replay(ready.model, ready.held_out, ready.forward)
-    bench = Bench(spec, tables, repairs=False)
-    added, others = bench.added(plan), bench.held_out(plan)
+    evaluator = PlanEvaluator(spec, tables, repairs=False)
+    added, others = evaluator.added(plan), evaluator.held_out(plan)
     for name, text in plan.precision.items():
         store_decoded(ready.model.get_submodule(name), parse_format(text))
     assert added.whole == pytest.approx(replay.evaluate_from(None, first=True)[1], rel=1e-4), (
@@ -229,7 +231,7 @@ def test_added_divergence_equals_that_of_the_model_with_quantized_weights(
     assert others.mean == pytest.approx(held_out.evaluate_from(None, first=True)[1], rel=1e-4)
     assert len(others.counts_B) == len(ready.held_out)
     assert added.by_kind.keys() == {kind_of(name) for name in plan.precision}
-    assert bench.added(plan) == added, "the model was restored"
+    assert evaluator.added(plan) == added, "the model was restored"
 
 
 def test_repaired_weights_diverge_less() -> None:
@@ -243,8 +245,8 @@ def test_repaired_weights_diverge_less() -> None:
     }
     plan = replace(plan, precision=coarse, ranks=dict.fromkeys(plan.ranks, 4))
     assert (
-        Bench(spec, tables, repairs=True).added(plan).whole
-        < 0.75 * Bench(spec, tables, repairs=False).added(plan).whole
+        PlanEvaluator(spec, tables, repairs=True).added(plan).whole
+        < 0.75 * PlanEvaluator(spec, tables, repairs=False).added(plan).whole
     )
 
 
@@ -252,16 +254,16 @@ def test_calibration_restores_the_model_and_is_cached(
     spec: RunSpec, tables: Tables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = problem_of(spec, tables, 1.31)
-    bench = Bench(spec, tables, repairs=True)
-    modules = dict(bench.model.named_modules())
+    evaluator = PlanEvaluator(spec, tables, repairs=True)
+    modules = dict(evaluator.model.named_modules())
     before = {matrix.name: weight_of(modules[matrix.name]).clone() for matrix in tables.matrices}
-    find_candidates(problem, bench)
-    assert dict(bench.model.named_modules()) == modules
+    find_candidates(problem, evaluator)
+    assert dict(evaluator.model.named_modules()) == modules
     assert all(torch.equal(weight_of(modules[name]), weight) for name, weight in before.items())
 
     messages: list[str] = []
     first, seconds = calibrate_costs([problem], tables, spec, True, on_progress=messages.append)
-    monkeypatch.setattr(interactions, "Bench", _fail)
+    monkeypatch.setattr(interactions, "PlanEvaluator", _fail)
     assert calibrate_costs([problem], tables, spec, True) == (first, seconds)
     assert [item.name for item in first.items] == [item.name for item in problem.items]
 
@@ -280,15 +282,15 @@ def test_calibration_scales_the_chosen_costs_to_their_divergence(
     plans = [exact(problem), exact(other)]
     assert plans[0].choices != plans[1].choices
 
-    class FakeBench:
+    class FakeEvaluator:
         def held_out(self, plan: Plan) -> Divergence:
             return by_batch(2.0, 3.0) if plan.choices == plans[0].choices else by_batch(2 - less, 3 - less)
 
-    def find(one: Problem, _bench: Any, number: int, *_: Any) -> list[Candidate]:
+    def find(one: Problem, _evaluator: Any, number: int, *_: Any) -> list[Candidate]:
         return [Candidate(number, {kind_of(item.name): 1.5 for item in one.items}, exact(one))]
 
     monkeypatch.setattr(interactions, "find_candidates", find)
-    monkeypatch.setattr(interactions, "Bench", lambda *_: FakeBench())
+    monkeypatch.setattr(interactions, "PlanEvaluator", lambda *_: FakeEvaluator())
     monkeypatch.setattr(interactions, "cache_dir", lambda: tmp_path)
     kept, _ = calibrate_costs([problem, other], tables, spec, True)
     chosen = kept.plan(plans[basis].choices, "test")

@@ -147,7 +147,7 @@ def built(spec: RunSpec, data: RunData) -> Any:
     loaded = open_model(spec, len(data.task.classes), "cpu", torch.float32)
     config = find_config(spec.config)
     plans = make_plans(config, loaded)
-    store_base(spec, loaded, plans.bits, choose_init(spec, plans.ranks), "cpu", torch.float32)
+    store_base(spec, loaded, plans.formats, choose_init(spec, plans.ranks), "cpu", torch.float32)
     options = AttachOptions(AdapterScale(), loaded.trained_modules, seed=0, total_steps=2)
     model, _ = config.rank.attach(loaded.model, plans.ranks, options)
     with torch.no_grad():

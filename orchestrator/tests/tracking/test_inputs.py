@@ -281,4 +281,4 @@ def test_a_file_that_was_written_while_it_was_read_stops_the_run(tmp_path: Path)
     plans = make_plans(find_config("B-FP"), loaded)
     write_reviews(path, "fine")
     with pytest.raises(UserError, match=r"reviews\.csv changed after this run was requested"):
-        store_base(spec, loaded, plans.bits, ResidualStart({}), "cpu", torch.float32)
+        store_base(spec, loaded, plans.formats, ResidualStart({}), "cpu", torch.float32)

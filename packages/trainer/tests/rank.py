@@ -64,7 +64,7 @@ def _one(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> dict[st
 def work(job: Job, processes: Processes) -> None:
     torch.manual_seed(0)
     model = TinyDeep() if job.deep else TinyClassifier() if job.kind == "classification" else TinyLm()
-    processes.share_out(model)
+    processes.shard_base(model)
     held = sum(getattr(p, "_local_tensor", p).numel() for p in model.parameters() if not p.requires_grad)
     if job.kind == "classification":
         model.dropout.p = job.dropout

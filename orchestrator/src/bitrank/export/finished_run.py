@@ -37,7 +37,7 @@ class FinishedRun:
         """Whether training changed the codes of the base, and left no adapter."""
         return has_layers(self.adapter)
 
-    def bits(self, loaded: Loaded) -> dict[str, str]:
+    def formats(self, loaded: Loaded) -> dict[str, str]:
         """The format of every matrix of the base."""
         if self.precision is not None:
             return self.precision

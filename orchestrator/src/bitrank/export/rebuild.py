@@ -162,7 +162,7 @@ def rebuild(run: FinishedRun) -> Rebuilt:
     pin_threads(spec.threads)
     data = load_data(spec)
     loaded = open_model(spec, data.task.classes, compute.device, compute.dtype)
-    applied, _ = quantize_base(spec, compute, loaded, run.bits(loaded), run.ranks)
+    applied, _ = quantize_base(spec, compute, loaded, run.formats(loaded), run.ranks)
     if run.trained_codes:
         load_layers(loaded.model, run.adapter)
     set_scales(loaded.model, read_scales(run.adapter))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from bitrank_quant import LeftOut, WeightMatrix, left_out, weight_matrices
+from bitrank_quant import UnplannedTensor, WeightMatrix, left_out, weight_matrices
 
 from bitrank.forecast.stored_size import held_by_torch, rest_bytes
 from bitrank.models.architectures import check_adaptable
@@ -34,7 +34,7 @@ class ModelShapes:
     trained: int
     model_type: str
     shared: frozenset[str]
-    left: tuple[LeftOut, ...]
+    left: tuple[UnplannedTensor, ...]
 
 
 def model_shapes(place: str, kind: str, classes: int = 2, dtype: torch.dtype = torch.bfloat16) -> ModelShapes:

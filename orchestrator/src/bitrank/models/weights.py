@@ -19,7 +19,7 @@ from transformers.core_model_loading import convert_and_load_state_dict_in_model
 
 from bitrank.models.checkpoint import Checkpoint, one_after_another
 
-Ring = dict[str, tuple[nn.Module, str]]
+TiedNames = dict[str, tuple[nn.Module, str]]
 
 # Bytes read between two calls of release_memory.
 _SWEEP = 2**24
@@ -47,8 +47,8 @@ class Filler:
         self._rows = rows or {}
         self._loading = replace(checkpoint.loading, device_map={"": device})
         self._unswept = 0
-        self._rings = _rings(model)
-        self._names = {name: list(ring) for name, ring in self._rings.items()}
+        self._tied = _tied_names(model)
+        self._names = {name: list(tied) for name, tied in self._tied.items()}
 
     @property
     def new_parameters(self) -> set[str]:
@@ -65,9 +65,9 @@ class Filler:
             release_memory()
             self._unswept = 0
         for attribute, parameter in list(self._model.get_submodule(name).named_parameters(recurse=False)):
-            ring = self._rings.get(_full(name, attribute))
-            if parameter.is_meta and ring:
-                self._read(ring)
+            tied = self._tied.get(_full(name, attribute))
+            if parameter.is_meta and tied:
+                self._read(tied)
 
     def rest(self) -> None:
         """Load all remaining parameters; those in no file are drawn by the model's own rule from the seed."""
@@ -81,9 +81,9 @@ class Filler:
         self._model.to(self._device)
         release_memory()
 
-    def _read(self, ring: Ring) -> None:
-        """Load the parameter of ``ring`` by its stored name, and all parameters cut from the same tensors."""
-        stored = [name for name in ring if name in self._checkpoint.groups and name not in self._drawn]
+    def _read(self, tied: TiedNames) -> None:
+        """Load the parameter of ``tied`` by its stored name, and all parameters cut from the same tensors."""
+        stored = [name for name in tied if name in self._checkpoint.groups and name not in self._drawn]
         if not stored:
             return
         for name in self._load(stored[0]):
@@ -92,9 +92,9 @@ class Filler:
             self._unswept += filled.nbytes
             # The references are dropped at once, so that replacing the module by a quantized one frees its
             # 16-bit weights.
-            shared = self._rings.pop(name, {})
+            shared = self._tied.pop(name, {})
             for other, (module, attribute) in shared.items():
-                self._rings.pop(other, None)
+                self._tied.pop(other, None)
                 setattr(module, attribute, filled)
 
     def _load(self, name: str) -> list[str]:
@@ -145,13 +145,13 @@ def _full(module: str, attribute: str) -> str:
     return f"{module}.{attribute}" if module else attribute
 
 
-def _rings(model: nn.Module) -> dict[str, Ring]:
+def _tied_names(model: nn.Module) -> dict[str, TiedNames]:
     """Return for each parameter name all names that share the parameter, with module and attribute."""
-    by_identity: dict[int, Ring] = {}
+    by_identity: dict[int, TiedNames] = {}
     for name, module in model.named_modules():
         for attribute, parameter in module.named_parameters(recurse=False):
             by_identity.setdefault(id(parameter), {})[_full(name, attribute)] = (module, attribute)
-    return {name: ring for ring in by_identity.values() for name in ring}
+    return {name: tied for tied in by_identity.values() for name in tied}
 
 
 class _View:

@@ -26,7 +26,7 @@ from bitrank.errors import UserError
 from bitrank.planning.budget import ADAPTER_BYTES, Sizes
 from bitrank.spec.config import Config
 from bitrank.spec.pruned_rules import PrunedRank, ReducedRank
-from bitrank.spec.rule_interface import Bits, RankRule, Ranks
+from bitrank.spec.rule_interface import Formats, RankRule, Ranks
 from bitrank.spec.rules import GivenBits, GivenRanks
 
 LEAST_RANK = 4  # half the rank of B-Q4: with less, an arm would be compared with almost no adapter
@@ -43,7 +43,7 @@ class Fitted:
     ``ranks`` are those that remain after training. ``nbytes`` is the size of the whole model with adapters.
     """
 
-    precision: Bits
+    precision: Formats
     fields: dict[str, Any]
     ranks: Ranks
     nbytes: int
@@ -73,7 +73,7 @@ def fit_arm(config: Config, sizes: Sizes, budget: int) -> Fitted:
     raise UserError(f"does not fit into {budget:,} bytes: it takes {taken}")
 
 
-def _in_formats(rule: RankRule, blocks: Sequence[WeightMatrix], bits: Bits) -> RankRule:
+def _in_formats(rule: RankRule, blocks: Sequence[WeightMatrix], bits: Formats) -> RankRule:
     """``rule`` for the blocks' format, if they have the same."""
     formats = {bits[matrix.name] for matrix in blocks}
     return rule.in_format(formats.pop()) if len(formats) == 1 else rule
@@ -85,7 +85,7 @@ def _changed(own: RankRule, other: RankRule) -> dict[str, Any]:
     return {name: getattr(other, name) for name in names if getattr(other, name) != getattr(own, name)}
 
 
-def _formats_to_try(config: Config, matrices: Sequence[WeightMatrix]) -> Iterator[Bits]:
+def _formats_to_try(config: Config, matrices: Sequence[WeightMatrix]) -> Iterator[Formats]:
     """Yield formats by matrix in the order of the module's description, the arm's own first."""
     own = config.precision.assign_formats(matrices)
     yield own
@@ -130,7 +130,7 @@ def _stored_bits(fmt: Format) -> float:
 
 
 def _with_rank(
-    rule: RankRule, blocks: Sequence[WeightMatrix], bits: Bits, left: int
+    rule: RankRule, blocks: Sequence[WeightMatrix], bits: Formats, left: int
 ) -> tuple[Fitted | None, int]:
     """Return ``rule`` at the largest rank that takes at most ``left`` bytes, and the bytes of the least rank.
 
@@ -213,7 +213,7 @@ def _adapters(rule: RankRule, blocks: Sequence[WeightMatrix]) -> int:
     return ADAPTER_BYTES * sum(rule.stored_numbers(shapes[name], rank) for name, rank in kept.items())
 
 
-def _named(bits: Bits) -> str:
+def _named(bits: Formats) -> str:
     """The formats in ``bits``, most frequent first."""
     texts = list(bits.values())
     return ", ".join(sorted(set(texts), key=texts.count, reverse=True))

@@ -28,7 +28,7 @@ from bitrank_data import build_once, cache_dir
 from bitrank_planner import Plan, Problem, exact
 from bitrank_quant.sensitivity import Divergence
 
-from bitrank.planning.plan_divergence import Added, Bench, kind_of
+from bitrank.planning.plan_divergence import PlanDivergence, PlanEvaluator, kind_of
 from bitrank.sensitivity.calibration import one_thread_per_operation
 from bitrank.sensitivity.measure import tables_place
 from bitrank.sensitivity.tables import Tables
@@ -74,13 +74,13 @@ def calibrate_costs(
     def build(folder: Path) -> None:
         started = time.monotonic()
         with one_thread_per_operation() as workers:
-            bench = Bench(spec, tables, repairs, workers)
+            evaluator = PlanEvaluator(spec, tables, repairs, workers)
             found = [
                 candidate
                 for basis, problem in enumerate(problems)
-                for candidate in find_candidates(problem, bench, basis, on_progress)
+                for candidate in find_candidates(problem, evaluator, basis, on_progress)
             ]
-            chosen, divergence = choose(found, bench.held_out, on_progress)
+            chosen, divergence = choose(found, evaluator.held_out, on_progress)
         factors = _to_divergence(problems[chosen.basis], chosen, divergence)
         result = {"basis": chosen.basis, "factors": factors, "seconds": time.monotonic() - started}
         (folder / "factors.json").write_text(json.dumps(result))
@@ -143,7 +143,7 @@ def scaled(problem: Problem, factors: Mapping[str, float]) -> Problem:
 
 def find_candidates(
     problem: Problem,
-    bench: Bench,
+    evaluator: PlanEvaluator,
     basis: int = 0,
     on_progress: Callable[[str], None] = lambda _: None,
     rounds: int = ROUNDS,
@@ -157,7 +157,7 @@ def find_candidates(
         found.append(Candidate(basis, factors, exact(scaled(problem, factors))))
         if number == rounds:
             break
-        added = bench.added(found[-1].plan)
+        added = evaluator.added(found[-1].plan)
         on_progress(f"costs {basis + 1}, plan {number + 1}: diverges by {added.whole:.4f} nats")
         alone = costs_by_kind(problem, found[-1].plan)
         if not (sum(alone.values()) > 0 and added.whole > 0):
@@ -166,7 +166,7 @@ def find_candidates(
     return found
 
 
-def _next(factors: Factors, added: Added, alone: Mapping[str, float], first: bool) -> Factors:
+def _next(factors: Factors, added: PlanDivergence, alone: Mapping[str, float], first: bool) -> Factors:
     """Return the factors for the next round.
 
     A kind's new factor is its added divergence over the sum of its costs. After the first round it is

@@ -31,7 +31,7 @@ from bitrank.spec.run_spec import RunSpec
 
 
 @dataclass(frozen=True)
-class Added:
+class PlanDivergence:
     """The divergence that a plan adds, in nats.
 
     ``whole`` is that of the plan; ``by_kind`` that of each kind of matrix while the other kinds stay
@@ -47,7 +47,7 @@ def kind_of(matrix: str) -> str:
     return re.sub(r"\.\d+\.", ".*.", matrix)
 
 
-class Bench:
+class PlanEvaluator:
     """The model of ``spec`` on its calibration data, with operations to apply and remove plans.
 
     A plan's matrices are stored beside the model's own: in their formats, or in the dtype of the model's
@@ -72,14 +72,16 @@ class Bench:
         }
         self._planned: dict[str, tuple[tuple[str, int], Modules]] = {}
 
-    def added(self, plan: Plan) -> Added:
+    def added(self, plan: Plan) -> PlanDivergence:
         """Return the divergence that ``plan`` adds, whole and by kind."""
         kinds: dict[str, list[str]] = defaultdict(list)
         for name in self._kept:
             kinds[kind_of(name)].append(name)
         with self.applied(plan.precision, plan.ranks):
             whole = self._divergence()
-            return Added(whole, {kind: whole - self._without(names) for kind, names in kinds.items()})
+            return PlanDivergence(
+                whole, {kind: whole - self._without(names) for kind, names in kinds.items()}
+            )
 
     def held_out(self, plan: Plan) -> Divergence:
         """Return the divergence of ``plan`` on the held-out sequences, by batch."""

@@ -47,7 +47,7 @@ PLAN_DEFAULTS: PlanOptions = {
 }
 
 
-def request_of(budget: str, chosen: PlanOptions) -> PlanRequest:
+def request_from_options(budget: str, chosen: PlanOptions) -> PlanRequest:
     """Return the request of ``chosen`` for ``budget``.
 
     Raises :class:`UserError` for an initialization whose benefit no planner predicts.

@@ -37,14 +37,14 @@ def plan_for(
     def build(folder: Path) -> None:
         nonlocal is_new
         is_new = True
-        result = make_plan(plan_spec, request_of(plan_spec), on_progress)
+        result = make_plan(plan_spec, request_from_spec(plan_spec), on_progress)
         save_plan(_data_of(result, plan_spec), folder / PLAN)
 
     place = build_once(plan_place(spec), build)
     return read_plan(place / PLAN), is_new
 
 
-def request_of(spec: RunSpec) -> PlanRequest:
+def request_from_spec(spec: RunSpec) -> PlanRequest:
     """Return the plan request of the planned arm of ``spec``, whose data is plain."""
     data = spec.plan_request
     assert data is not None, "only a planned arm has a plan request"

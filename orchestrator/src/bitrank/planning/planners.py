@@ -63,17 +63,17 @@ def uniform(problem: Problem, tables: Tables) -> Plan:
     )
 
 
-def joint(problem: Problem, tables: Tables, effort: Effort | None = None) -> Plan:
+def exact_plan(problem: Problem, tables: Tables, effort: Effort | None = None) -> Plan:
     """Return the exact plan."""
     return exact(problem, effort)
 
 
-def climb(problem: Problem, tables: Tables) -> Plan:
+def greedy_plan(problem: Problem, tables: Tables) -> Plan:
     """The greedy plan."""
     return greedy(problem)
 
 
-def bits(problem: Problem, tables: Tables, effort: Effort | None = None) -> Plan:
+def bits_only_plan(problem: Problem, tables: Tables, effort: Effort | None = None) -> Plan:
     """Return the exact plan with rank 8 everywhere, to measure the benefit of choosing bits alone.
 
     Its bound holds for plans of this kind.
@@ -81,7 +81,7 @@ def bits(problem: Problem, tables: Tables, effort: Effort | None = None) -> Plan
     return replace(exact(bits_only(problem, FIXED_RANK), effort), solver="bits-only")
 
 
-def ranks(problem: Problem, tables: Tables, effort: Effort | None = None) -> Plan:
+def rank_only_plan(problem: Problem, tables: Tables, effort: Effort | None = None) -> Plan:
     """Return the exact plan with the best single format, to measure the benefit of choosing ranks alone.
 
     Each format gets the whole effort. The bound holds for plans of this kind.
@@ -263,8 +263,10 @@ def _rules_of_thumb() -> dict[str, Planner]:
 
 
 PLANNERS: dict[str, Planner] = {
-    "exact": Planner(joint, "the plan of least predicted loss", by_cost=True, from_prior=True, effort=True),
-    "greedy": Planner(climb, "steps of the best ratio of loss to bytes", by_cost=True, from_prior=True),
+    "exact": Planner(
+        exact_plan, "the plan of least predicted loss", by_cost=True, from_prior=True, effort=True
+    ),
+    "greedy": Planner(greedy_plan, "steps of the best ratio of loss to bytes", by_cost=True, from_prior=True),
     "uniform": Planner(uniform, "one format and one rank for all matrices", from_prior=True),
     "hand-made": Planner(
         hand_made,
@@ -274,10 +276,14 @@ PLANNERS: dict[str, Planner] = {
         keeps_ties=False,
     ),
     "bits-only": Planner(
-        bits, "the exact plan with rank 8 everywhere", by_cost=True, from_prior=True, effort=True
+        bits_only_plan, "the exact plan with rank 8 everywhere", by_cost=True, from_prior=True, effort=True
     ),
     "rank-only": Planner(
-        ranks, "the exact plan with one format everywhere", by_cost=True, from_prior=True, effort=True
+        rank_only_plan,
+        "the exact plan with one format everywhere",
+        by_cost=True,
+        from_prior=True,
+        effort=True,
     ),
     "modelopt-like": Planner(
         modelopt_like,

@@ -19,7 +19,7 @@ from bitrank.planning.budget import parse_budget, sizes_of
 from bitrank.planning.equal_bytes import fit_arm
 from bitrank.planning.learning_rates import Cell, cell_of
 from bitrank.planning.make_plan import PlanRequest, PlanResult, make_plan
-from bitrank.planning.planned_arms import request_of
+from bitrank.planning.planned_arms import request_from_spec
 from bitrank.planning.planner_studies import PlannerStudy
 from bitrank.planning.planners import planner_names
 from bitrank.planning.study_arms import STUDY_ARMS, StudyArm, find_study_arm
@@ -152,7 +152,7 @@ def _planned_data(spec: RunSpec, study: PlannerStudy, arm: str, budget: str) -> 
     if isinstance(planned, PlannedArm):
         entry = StudyArm(planned.about, (planned.planner,), planned.init)
         spec = replace(spec, init=planned.init, quantizer=planned.quantizer)
-        request = request_of(replace(spec, arm=planned.as_data()))
+        request = request_from_spec(replace(spec, arm=planned.as_data()))
         result = make_plan(spec, replace(request, budget=budget))
         choosing = result.choosing
     else:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from bitrank.process.compute import scale_of
 from bitrank.process.worker import begin_worker
-from bitrank.run.measured_apart import measured_apart
+from bitrank.run.measure_in_subprocess import measure_in_subprocess
 from bitrank.run.quantizers import ROUNDING, stored_moments
 from bitrank.sensitivity.measure import is_measured, measure
 from bitrank.sensitivity.start_data import StartData, gather_start_data, start_data_place
@@ -124,7 +124,7 @@ def start_data(spec: RunSpec) -> StartData:
     """Gradients and principal components for the model and task of ``spec``, gathered if the cache lacks
     them.
     """
-    return StartData(measured_apart(gather_start_data, start_data_place(spec), spec))
+    return StartData(measure_in_subprocess(gather_start_data, start_data_place(spec), spec))
 
 
 def second_moments(spec: RunSpec) -> Callable[[str], Tensor]:

@@ -77,7 +77,7 @@ def build_model(
     plans = replace(plans, ranks=allocated_ranks(spec, plans.ranks, loaded.model))
     if record is not None:
         record.plan(
-            plans.bits,
+            plans.formats,
             plans.ranks,
             plans.quantizable,
             plans.left,
@@ -88,14 +88,14 @@ def build_model(
     if record is not None:
         record.notices("weights", loaded.notices)
     start = overrides.init or config.rank.start(plans.ranks, encoder(spec))
-    applied, init = quantize_base(spec, compute, loaded, plans.bits, plans.ranks, start)
+    applied, init = quantize_base(spec, compute, loaded, plans.formats, plans.ranks, start)
     model, hook = attach_adapters(spec, config, loaded.model, plans.ranks, loaded.trained_modules, steps)
     if record is not None:
         record.model(
             applied, stored_bytes(model).total - adapter_memory(model), trainable(model), loaded.parameters
         )
     processes = ALONE if record is None else record.processes
-    processes.share_out(model)
+    processes.shard_base(model)
     model.to(device)
     init.write(model)
     if spec.fused:

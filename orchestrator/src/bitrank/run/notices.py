@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TextIO
 
 import torch
-from bitrank_quant import Applied, LeftOut, choose_backend, parse_format, rejected
+from bitrank_quant import Applied, UnplannedTensor, choose_backend, parse_format, rejected
 from bitrank_trainer import OwnAttention
 
 _LISTED = 3  # kinds of tensors that a notice lists
@@ -48,12 +48,12 @@ def unfused_message(names: Sequence[str]) -> str:
     )
 
 
-def left_out_share(left: Sequence[LeftOut], parameters: int) -> float:
+def left_out_share(left: Sequence[UnplannedTensor], parameters: int) -> float:
     """Share (0–1) of a model's ``parameters`` that no plan can quantize."""
     return sum(tensor.numbers for tensor in left) / parameters if left else 0.0
 
 
-def left_out_message(left: Sequence[LeftOut], parameters: int) -> str | None:
+def left_out_message(left: Sequence[UnplannedTensor], parameters: int) -> str | None:
     """Share of a model's ``parameters`` that no plan can quantize, with reasons; None if there is none."""
     if not left:
         return None

@@ -12,7 +12,7 @@ from bitrank_adapters import AdapterStart, check_ranks
 from bitrank_quant import (
     Applied,
     Encoding,
-    LeftOut,
+    UnplannedTensor,
     WeightMatrix,
     apply_precision,
     block_matrices,
@@ -38,10 +38,10 @@ class Plans:
     weights. ``left`` are the tensors that no plan can name.
     """
 
-    bits: dict[str, str]
+    formats: dict[str, str]
     ranks: dict[str, int]
     quantizable: list[WeightMatrix]
-    left: list[LeftOut]
+    left: list[UnplannedTensor]
 
 
 def make_plans(config: Config, loaded: Loaded) -> Plans:
@@ -56,27 +56,31 @@ def make_plans(config: Config, loaded: Loaded) -> Plans:
         m for m in weight_matrices(loaded.model) if m.tied_to is None and m.name not in loaded.trained_modules
     ]
     blocks = block_matrices(loaded.model)
-    bits, ranks = config.precision.assign_formats(quantizable), config.rank.assign_ranks(blocks)
-    check_names(bits, [m.name for m in weight_matrices(loaded.model)], set(loaded.trained_modules))
+    formats, ranks = config.precision.assign_formats(quantizable), config.rank.assign_ranks(blocks)
+    check_names(formats, [m.name for m in weight_matrices(loaded.model)], set(loaded.trained_modules))
     shapes = {m.name: m.shape for m in blocks}
     check_ranks(ranks, shapes, loaded.trained_modules, others_train=config.rank.trains_scales)
-    config.rank.check_formats(bits, ranks)
-    return Plans(bits, ranks, quantizable, left_out(loaded.model, loaded.trained_modules))
+    config.rank.check_formats(formats, ranks)
+    return Plans(formats, ranks, quantizable, left_out(loaded.model, loaded.trained_modules))
 
 
 def store_base(
-    spec: RunSpec, loaded: Loaded, bits: dict[str, str], init: AdapterStart, device: str, dtype: torch.dtype
+    spec: RunSpec,
+    loaded: Loaded,
+    formats: dict[str, str],
+    init: AdapterStart,
+    device: str,
+    dtype: torch.dtype,
 ) -> dict[str, Applied]:
-    """Load the base one matrix at a time and store each in its format of ``bits``.
+    """Load the base one matrix at a time and store each in its format of ``formats``.
 
     ``init`` may split a matrix into a base and an initial adapter; then only the base part is quantized, by
-    the quantizer of ``spec``. The
-    tensors that no plan can name are stored in 16 bits. Raises :class:`~bitrank.errors.UserError` when data
-    or model changed since the spec was made.
+    the quantizer of ``spec``. The tensors that no plan can name are stored in 16 bits. Raises
+    :class:`~bitrank.errors.UserError` when data or model changed since the spec was made.
     """
     applied = apply_precision(
         loaded.model,
-        bits,
+        formats,
         quant_backend=spec.quant_backend,
         compute_dtype=dtype,
         device=device,

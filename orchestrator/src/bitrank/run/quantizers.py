@@ -11,7 +11,7 @@ from bitrank_quant.sensitivity import input_moments
 from torch import Tensor, nn
 
 from bitrank.errors import UserError
-from bitrank.run.measured_apart import measured_apart
+from bitrank.run.measure_in_subprocess import measure_in_subprocess
 from bitrank.sensitivity.input_moments import StoredMoments, gather, moments_place
 from bitrank.spec.run_spec import RunSpec
 
@@ -72,4 +72,4 @@ def _real_positions(batch: Mapping[str, Any]) -> list[Tensor]:
 
 def stored_moments(spec: RunSpec) -> StoredMoments:
     """The moments of the inputs for the model and task of ``spec``, gathered if the cache lacks them."""
-    return StoredMoments(measured_apart(gather, moments_place(spec), spec))
+    return StoredMoments(measure_in_subprocess(gather, moments_place(spec), spec))

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from bitrank_data import DataReport, TokenSplit, write_atomically
-from bitrank_quant import Applied, LeftOut, WeightMatrix
+from bitrank_quant import Applied, UnplannedTensor, WeightMatrix
 from bitrank_trainer import Evaluation, Processes, Progress, device_memory_mib, has_tcmalloc, peak_memory_mib
 from torch import nn
 
@@ -129,7 +129,7 @@ class Record:
         bits: dict[str, str],
         ranks: dict[str, int],
         matrices: list[WeightMatrix],
-        left: Sequence[LeftOut] = (),
+        left: Sequence[UnplannedTensor] = (),
         parameters: int = 0,
         new_modules: Sequence[str] = (),
         *,
@@ -293,7 +293,7 @@ class SilentRecord(Record):
         bits: dict[str, str],
         ranks: dict[str, int],
         matrices: list[WeightMatrix],
-        left: Sequence[LeftOut] = (),
+        left: Sequence[UnplannedTensor] = (),
         parameters: int = 0,
         new_modules: Sequence[str] = (),
         *,

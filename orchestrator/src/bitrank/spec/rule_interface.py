@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # the command line reads configs without importing torch
 
     Encode = Callable[[str, Tensor, Format], dict[str, Tensor]]  # a quantizer: name, weight (O, I), format
 
-Bits = dict[str, str]
+Formats = dict[str, str]
 Ranks = dict[str, int]
 
 
@@ -39,7 +39,7 @@ class AttachOptions:
 
 
 class PrecisionRule(Protocol):
-    def assign_formats(self, matrices: Sequence[WeightMatrix]) -> Bits:
+    def assign_formats(self, matrices: Sequence[WeightMatrix]) -> Formats:
         """Assign a format to each of ``matrices``: all of the model except tied heads."""
 
 
@@ -55,8 +55,8 @@ class RankRule(Protocol):
     def in_format(self, text: str) -> RankRule:
         """Return the rule for blocks in the format ``text``, if its adapters depend on the format."""
 
-    def check_formats(self, bits: Bits, ranks: Ranks) -> None:
-        """Raise :class:`UserError` if adapters of ``ranks`` do not fit matrices in the formats ``bits``."""
+    def check_formats(self, formats: Formats, ranks: Ranks) -> None:
+        """Raise :class:`UserError` if adapters of ``ranks`` do not fit matrices in the ``formats``."""
 
     def trained_numbers(self, shape: Sequence[int], rank: int) -> int:
         """Trained numbers of an adapter on a matrix of ``shape`` (out, in), without singular values."""
@@ -94,7 +94,7 @@ class Adapters:
     def in_format(self, text: str) -> Self:
         return self
 
-    def check_formats(self, bits: Bits, ranks: Ranks) -> None: ...
+    def check_formats(self, formats: Formats, ranks: Ranks) -> None: ...
 
     def start(self, ranks: Ranks, encode: Encode | None) -> AdapterStart | None:
         return None

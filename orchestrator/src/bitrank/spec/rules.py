@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bitrank.errors import UserError
-from bitrank.spec.rule_interface import Adapters, AttachOptions, Bits, Ranks
+from bitrank.spec.rule_interface import Adapters, AttachOptions, Formats, Ranks
 
 if TYPE_CHECKING:  # the command line reads configs without importing torch
     from bitrank_quant import WeightMatrix
@@ -31,7 +31,7 @@ _PARTS = {"attention": ("attention", "cross-attention"), "ffn": ("ffn",)}  # of 
 class Sixteen:
     """All matrices stay in 16 bits."""
 
-    def assign_formats(self, matrices: Sequence[WeightMatrix]) -> Bits:
+    def assign_formats(self, matrices: Sequence[WeightMatrix]) -> Formats:
         return dict.fromkeys((m.name for m in matrices), SIXTEEN)
 
 
@@ -41,7 +41,7 @@ class BlocksIn:
 
     format: str
 
-    def assign_formats(self, matrices: Sequence[WeightMatrix]) -> Bits:
+    def assign_formats(self, matrices: Sequence[WeightMatrix]) -> Formats:
         return {m.name: self.format if _in_block(m) else SIXTEEN for m in matrices}
 
 
@@ -52,13 +52,13 @@ class EdgesHigh:
     high: str
     low: str
 
-    def assign_formats(self, matrices: Sequence[WeightMatrix]) -> Bits:
+    def assign_formats(self, matrices: Sequence[WeightMatrix]) -> Formats:
         last = max((m.layer for m in matrices if m.layer is not None), default=0)
-        bits = {}
+        formats = {}
         for m in matrices:
             edge = m.role == "embedding" or m.layer in (0, last)
-            bits[m.name] = self.high if edge else self.low if _in_block(m) else SIXTEEN
-        return bits
+            formats[m.name] = self.high if edge else self.low if _in_block(m) else SIXTEEN
+        return formats
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ class ByRole:
 
     formats: Mapping[str, str]
 
-    def assign_formats(self, matrices: Sequence[WeightMatrix]) -> Bits:
-        bits = {}
+    def assign_formats(self, matrices: Sequence[WeightMatrix]) -> Formats:
+        formats = {}
         for m in matrices:
             in_block = self.formats.get(_role_in(self.formats, m), SIXTEEN)
-            bits[m.name] = in_block if _in_block(m) else SIXTEEN
-        return bits
+            formats[m.name] = in_block if _in_block(m) else SIXTEEN
+        return formats
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class EncoderHigh:
     high: str
     low: str
 
-    def assign_formats(self, matrices: Sequence[WeightMatrix]) -> Bits:
+    def assign_formats(self, matrices: Sequence[WeightMatrix]) -> Formats:
         blocks = _blocks_of_two_stacks(matrices)
         formats = {"encoder": self.high, "decoder": self.low}
         return {m.name: formats[blocks[m.name]] if m.name in blocks else SIXTEEN for m in matrices}
@@ -98,26 +98,27 @@ class CrossAttentionHigh:
     high: str
     low: str
 
-    def assign_formats(self, matrices: Sequence[WeightMatrix]) -> Bits:
+    def assign_formats(self, matrices: Sequence[WeightMatrix]) -> Formats:
         blocks = _blocks_of_two_stacks(matrices)
-        bits = {}
+        formats = {}
         for m in matrices:
             in_block = self.high if m.role == "cross-attention" else self.low
-            bits[m.name] = in_block if m.name in blocks else SIXTEEN
-        return bits
+            formats[m.name] = in_block if m.name in blocks else SIXTEEN
+        return formats
 
 
 @dataclass(frozen=True)
 class GivenBits:
     """A precision plan from a file; matrices that it does not name stay 16-bit.
 
-    ``shapes``, if given, are the shapes of the model that the plan was made for.
+    ``shapes``, if given, are the shapes of the model that the plan was made for. The name of the class is in
+    the specs of finished runs, and so in their ids: under another name they would be trained again.
     """
 
     formats: Mapping[str, str]
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
-    def assign_formats(self, matrices: Sequence[WeightMatrix]) -> Bits:
+    def assign_formats(self, matrices: Sequence[WeightMatrix]) -> Formats:
         here = {m.name: m.shape for m in matrices}
         for name, shape in self.shapes.items():
             if here.get(name) != tuple(shape):

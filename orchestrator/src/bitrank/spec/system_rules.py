@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from bitrank.errors import UserError
-from bitrank.spec.rule_interface import Adapters, AttachOptions, Bits, Ranks
+from bitrank.spec.rule_interface import Adapters, AttachOptions, Formats, Ranks
 from bitrank.spec.rules import SIXTEEN, FixedRank
 
 if TYPE_CHECKING:  # the command line reads configs without importing torch
@@ -63,11 +63,11 @@ class PooledRank(FixedRank):
 
         return replace(self, group=parse_format(text).block or self.group)
 
-    def check_formats(self, bits: Bits, ranks: Ranks) -> None:
+    def check_formats(self, formats: Formats, ranks: Ranks) -> None:
         from bitrank_quant import Affine, parse_format
 
         for name in (name for name, rank in ranks.items() if rank):
-            fmt = parse_format(bits.get(name, SIXTEEN))
+            fmt = parse_format(formats.get(name, SIXTEEN))
             if not (isinstance(fmt, Affine) and fmt.block == self.group and not fmt.double_quant):
                 expected = Affine(4, self.group)
                 raise UserError(
@@ -103,11 +103,11 @@ class ScalesOnly(Adapters):
             return "no adapter exists that could start in another way; give init=default"
         return None
 
-    def check_formats(self, bits: Bits, ranks: Ranks) -> None:
+    def check_formats(self, formats: Formats, ranks: Ranks) -> None:
         from bitrank_quant import Float, parse_format, why_no_scales
 
-        formats = {name: parse_format(bits.get(name, SIXTEEN)) for name in ranks}
-        quantized = {name: fmt for name, fmt in formats.items() if not isinstance(fmt, Float)}
+        parsed = {name: parse_format(formats.get(name, SIXTEEN)) for name in ranks}
+        quantized = {name: fmt for name, fmt in parsed.items() if not isinstance(fmt, Float)}
         for name, fmt in quantized.items():
             if (reason := why_no_scales(fmt)) is not None:
                 raise UserError(
@@ -163,13 +163,13 @@ class LearnedStepRank(FixedRank):
     def in_format(self, text: str) -> LearnedStepRank:
         return replace(self, format=text)
 
-    def check_formats(self, bits: Bits, ranks: Ranks) -> None:
+    def check_formats(self, formats: Formats, ranks: Ranks) -> None:
         self._affine()
         for name in (name for name, rank in ranks.items() if rank):
-            if bits.get(name, SIXTEEN) != self.format:
+            if (got := formats.get(name, SIXTEEN)) != self.format:
                 raise UserError(
                     f"adapters inside of the rounding train the codes of {self.format}: expected this format "
-                    f"for {name}, got {bits.get(name, SIXTEEN)}; give a config with equal formats, or rank 0"
+                    f"for {name}, got {got}; give a config with equal formats, or rank 0"
                 )
 
     def start(self, ranks: Ranks, encode: Encode | None) -> AdapterStart:

@@ -19,7 +19,7 @@ from bitrank_analysis import phrasing
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.metrics import metric_of
 from bitrank_analysis.statistics.compare import compare_pairs
-from bitrank_analysis.statistics.examples import Arm
+from bitrank_analysis.statistics.examples import ArmResults
 from bitrank_analysis.statistics.moderation import seed_spread
 from bitrank_analysis.statistics.share import share_kept
 from bitrank_analysis.statistics.verdicts import AS_GOOD, BETTER, WORSE
@@ -134,7 +134,10 @@ class Setting:
 
 
 def findings_on_claims(
-    arms: Mapping[str, Arm], setting: Setting, registry: Mapping[str, Claim] = CLAIMS, alpha: float = 0.05
+    arms: Mapping[str, ArmResults],
+    setting: Setting,
+    registry: Mapping[str, Claim] = CLAIMS,
+    alpha: float = 0.05,
 ) -> pd.DataFrame:
     """Return one row per claim and tested pair of arms of one task, and a row for each claim without a pair.
 
@@ -239,7 +242,7 @@ def _of_difference(claim: Claim, pair: tuple[str, str], row: Any) -> dict[str, A
 
 
 def _of_share(
-    claim: Claim, pair: tuple[str, str], arms: Mapping[str, Arm], alpha: float, family: int
+    claim: Claim, pair: tuple[str, str], arms: Mapping[str, ArmResults], alpha: float, family: int
 ) -> dict[str, Any]:
     candidate, baseline = (arms[name] for name in pair)
     spread = seed_spread(arms.values())

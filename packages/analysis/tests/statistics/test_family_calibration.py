@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from bitrank_analysis.statistics.compare import compare_arms
-from bitrank_analysis.statistics.examples import Arm
+from bitrank_analysis.statistics.examples import ArmResults
 from bitrank_analysis.statistics.verdicts import AS_GOOD, BETTER, DIFFERS, WORSE
 from scipy import stats
 
@@ -31,7 +31,7 @@ def classifiers(
     gains: Gains = NO_GAINS,
     n: int = 1000,
     seeds: int = 3,
-) -> dict[str, Arm]:
+) -> dict[str, ArmResults]:
     """Arms that are right on 85 % plus their gain; 80 % of the answers use a random draw shared by all arms.
 
     The accuracy of each run varies by ``spread``.
@@ -45,7 +45,7 @@ def classifiers(
 
 def language_models(
     generator: np.random.Generator, spread: float, gains: Gains = NO_GAINS, n: int = 30, seeds: int = 3
-) -> dict[str, Arm]:
+) -> dict[str, ArmResults]:
     """Arms with their gain in log-perplexity.
 
     Each document has an effect common to all runs of an arm and an effect specific to one run.
@@ -59,9 +59,11 @@ def language_models(
     return arms_of(losses_ASN, tokens_N, "ppl")
 
 
-def arms_of(values_ASN: np.ndarray, weights_N: np.ndarray, metric: str) -> dict[str, Arm]:
+def arms_of(values_ASN: np.ndarray, weights_N: np.ndarray, metric: str) -> dict[str, ArmResults]:
     seeds = tuple(range(values_ASN.shape[1]))
-    return {name: Arm(name, metric, seeds, values_ASN[row], weights_N) for row, name in enumerate(CONFIGS)}
+    return {
+        name: ArmResults(name, metric, seeds, values_ASN[row], weights_N) for row, name in enumerate(CONFIGS)
+    }
 
 
 def upper_limit(rate: float, trials: int) -> float:
@@ -70,7 +72,7 @@ def upper_limit(rate: float, trials: int) -> float:
 
 
 def tables(
-    make: Callable[[np.random.Generator], dict[str, Arm]],
+    make: Callable[[np.random.Generator], dict[str, ArmResults]],
     trials: int,
     margin: float | None = None,
 ) -> list[pd.DataFrame]:
@@ -173,7 +175,7 @@ def test_one_seed_gives_no_verdict_on_configs() -> None:
 
 
 @pytest.mark.parametrize("make", [classifiers, language_models])
-def test_intervals_agree_with_verdicts(make: Callable[..., dict[str, Arm]]) -> None:
+def test_intervals_agree_with_verdicts(make: Callable[..., dict[str, ArmResults]]) -> None:
     """A familywise interval without zero implies a verdict; a verdict implies an interval without zero."""
     gains = (0.0, 0.0, 0.02, 0.03, 0.05, 0.07)
     rows = pd.concat(tables(lambda g: make(g, 0.007, gains), 15))

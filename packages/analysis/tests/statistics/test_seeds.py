@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from bitrank_analysis.statistics.examples import Arm
+from bitrank_analysis.statistics.examples import ArmResults
 from bitrank_analysis.statistics.families import holm
 from bitrank_analysis.statistics.moderation import SeedSpread, seed_spread
 from bitrank_analysis.statistics.seeds import over_seeds
@@ -14,10 +14,10 @@ from scipy import special, stats
 from statsmodels.stats.multitest import multipletests
 
 
-def arm(name: str, qualities: list[float], seeds: tuple[int, ...] | None = None) -> Arm:
+def arm(name: str, qualities: list[float], seeds: tuple[int, ...] | None = None) -> ArmResults:
     """An arm whose runs have these qualities, on two examples of weight 1."""
     values_SN = np.repeat(np.array(qualities)[:, None], 2, axis=1)
-    return Arm(name, "acc", seeds or tuple(range(len(qualities))), values_SN, np.ones(2))
+    return ArmResults(name, "acc", seeds or tuple(range(len(qualities))), values_SN, np.ones(2))
 
 
 def test_interval_over_seeds_equals_students_t() -> None:

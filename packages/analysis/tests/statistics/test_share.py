@@ -7,15 +7,15 @@ import math
 import numpy as np
 import pytest
 from bitrank_analysis.errors import AnalysisError
-from bitrank_analysis.statistics.examples import Arm
+from bitrank_analysis.statistics.examples import ArmResults
 from bitrank_analysis.statistics.moderation import seed_spread
 from bitrank_analysis.statistics.share import share_kept
 
 
-def classifier(config: str, *counts: int, n: int = 400) -> Arm:
+def classifier(config: str, *counts: int, n: int = 400) -> ArmResults:
     """An arm that gets the first ``counts`` examples right, one number for each seed."""
     values_SN = np.array([[1.0] * count + [0.0] * (n - count) for count in counts])
-    return Arm(config, "acc", tuple(range(len(counts))), values_SN, np.ones(n))
+    return ArmResults(config, "acc", tuple(range(len(counts))), values_SN, np.ones(n))
 
 
 def test_share_of_accuracy_is_the_ratio_with_the_error_of_the_linearized_ratio() -> None:
@@ -39,15 +39,15 @@ def test_equal_arms_keep_the_whole_score_and_more_confidence_widens_the_interval
 
 def test_share_of_perplexity_is_that_of_the_baseline_divided_by_the_candidates() -> None:
     tokens_N = np.array([100.0, 50.0, 80.0, 120.0, 60.0, 90.0, 70.0])
-    theirs = Arm("B-FP", "ppl", (0,), 3.0 * tokens_N[None], tokens_N)
-    ours = Arm("B-Q4", "ppl", (0,), (3.0 + math.log(1.25)) * tokens_N[None], tokens_N)
+    theirs = ArmResults("B-FP", "ppl", (0,), 3.0 * tokens_N[None], tokens_N)
+    ours = ArmResults("B-Q4", "ppl", (0,), (3.0 + math.log(1.25)) * tokens_N[None], tokens_N)
     found = share_kept(ours, theirs, None)
     assert found.value == pytest.approx(0.8), "perplexity is 25 % higher"
     assert (found.low, found.high) == pytest.approx((0.8, 0.8)), "every document has the same ratio"
 
 
 def test_share_without_a_common_seed_or_of_nothing_is_refused() -> None:
-    other = Arm("B-FP", "acc", (7,), np.ones((1, 400)), np.ones(400))
+    other = ArmResults("B-FP", "acc", (7,), np.ones((1, 400)), np.ones(400))
     with pytest.raises(AnalysisError, match="no seed in common"):
         share_kept(classifier("B-Q4", 300), other, None)
     with pytest.raises(AnalysisError, match="a score of 0"):

@@ -5,7 +5,7 @@ training sentences, chosen once, are the validation set; all copies of a sentenc
 sentences are kept, and a note counts test sentences that are also in train. WikiText-2 is cut into articles
 at its level-one headings; the number of an article is its id. Alpaca and Dolly have training data only:
 subsets of their rows, chosen by the hash of the instruction, are the three splits. Tasks whose repository has
-the splits are in :mod:`bitrank_data.hub_given`, and :mod:`bitrank_data.hub_files` reads the files.
+the splits are in :mod:`bitrank_data.hub_official_splits`, and :mod:`bitrank_data.hub_files` reads the files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bitrank_data.corpora.groups import connected, split_groups
 from bitrank_data.errors import DataError
 from bitrank_data.examples import SPLITS, TRAIN, DataReport, Example, Source, Texts, row_name
 from bitrank_data.hub_files import HubFiles, Read, Repository
-from bitrank_data.hub_given import CNN_DAILYMAIL, MRPC, RTE, SQUAD, WMT14, given_splits
+from bitrank_data.hub_official_splits import CNN_DAILYMAIL, MRPC, RTE, SQUAD, WMT14, given_splits
 from bitrank_data.kinds import (
     CLASSIFICATION,
     INSTRUCTION,

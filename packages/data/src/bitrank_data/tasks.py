@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-from bitrank_data.chosen_kind import as_kind
+from bitrank_data.convert_kind import as_kind
 from bitrank_data.embedded import EMBEDDED
 from bitrank_data.errors import DataError
 from bitrank_data.examples import Source
@@ -29,7 +29,7 @@ def open_task(
 
     ``folder`` is a local copy for the hub tasks, ``commit`` that of their repository. ``options`` are those
     of the user's files. ``kind`` is one that the examples fit, if not the task's own
-    (:func:`~bitrank_data.chosen_kind.as_kind`). Raises :class:`DataError` with the nearest names for an
+    (:func:`~bitrank_data.convert_kind.as_kind`). Raises :class:`DataError` with the nearest names for an
     unknown task, for options that are not used, and for a kind that the examples do not fit.
     """
     source = _source(name, folder, options, commit)

@@ -36,7 +36,7 @@ import numpy as np
 from bitrank_planner.errors import Infeasible, PlanError
 from bitrank_planner.highs import relax, solve_counts
 from bitrank_planner.local_search import Relaxed, exchange
-from bitrank_planner.problem import Plan, Problem, worth_having
+from bitrank_planner.problem import Plan, Problem, non_dominated
 from bitrank_planner.ties import join_ties
 
 GAP = 1e-6  # largest accepted excess over the optimal cost, relative to the cost
@@ -104,7 +104,7 @@ class _Program:
         self._problem, self._nodes, self._left = problem, effort.nodes, effort.started()
         limited = problem.max_trainable is not None
         self._options = np.array(
-            [(i, c) for i, item in enumerate(problem.items) for c in worth_having(item, limited)]
+            [(i, c) for i, item in enumerate(problem.items) for c in non_dominated(item, limited)]
         )
         self._item_X = self._options[:, 0]
         taken = [problem.items[i].options[c] for i, c in self._options]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 
 from bitrank_planner.errors import PlanError
-from bitrank_planner.problem import Option, Plan, Problem, worth_having
+from bitrank_planner.problem import Option, Plan, Problem, non_dominated
 from bitrank_planner.ties import join_ties
 
 
@@ -25,7 +25,7 @@ def greedy(problem: Problem) -> Plan:
     if problem.ties:
         joined = join_ties(problem)
         return joined.expand(greedy(joined.problem))
-    choices = [worth_having(item) for item in problem.items]
+    choices = [non_dominated(item) for item in problem.items]
     ladders = []
     for item, ladder in zip(problem.items, choices, strict=True):
         ladders.append([item.options[choice] for choice in ladder])

@@ -186,7 +186,7 @@ class Plan:
         return saved / abs(self.cost) if self.cost else (0.0 if saved <= 0 else math.inf)
 
 
-def worth_having(item: Item, trainable: bool = False) -> list[int]:
+def non_dominated(item: Item, trainable: bool = False) -> list[int]:
     """Indices of the non-dominated options of ``item``, smallest first.
 
     An option is dominated if another one has no more bytes and no more cost, and with ``trainable`` trains no

@@ -40,7 +40,7 @@ def test_annealing_beats_random_search(synthetic):
 
 
 def test_repair_keeps_a_feasible_plan_and_makes_others_maximal(tiny):
-    ladders, random = Ladders(tiny, worth=False), np.random.default_rng(0)
+    ladders, random = Ladders(tiny, non_dominated_only=False), np.random.default_rng(0)
     assert ladders.repair([0, 1, 0], random) == [0, 1, 0]
     repaired = ladders.repair(ladders.tops, random)
     assert ladders.spare(repaired) >= 0

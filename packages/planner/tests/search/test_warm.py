@@ -81,7 +81,7 @@ def test_cheapest_steps_down_by_least_loss_per_byte():
         Item(n, (Option("int2", 0, 10, cost), Option("int4", 0, 20, 0.0)))
         for n, cost in (("a", 3.0), ("b", 1.0))
     )
-    ladders = Ladders(Problem((a, b), 30), worth=True)
+    ladders = Ladders(Problem((a, b), 30), non_dominated_only=True)
     random = np.random.default_rng(0)
     assert ladders.cheapest([1, 1], random) == [1, 0]
     assert ladders.cheapest([0, 1], random) == [0, 1]

@@ -39,7 +39,7 @@ class WeightMatrix:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class UnplannedTensor:
     """A tensor of ``numbers`` weights that no plan can name: it stays in 16 bits, for ``reason``."""
 
     name: str
@@ -83,7 +83,7 @@ def followers(model: nn.Module) -> dict[str, list[str]]:
     return found
 
 
-def left_out(model: nn.Module, without: Collection[str] = ()) -> list[LeftOut]:
+def left_out(model: nn.Module, without: Collection[str] = ()) -> list[UnplannedTensor]:
     """Tensors of two or more dimensions that no plan can name, largest first.
 
     These are weights of modules with an unknown forward pass, and weights outside of linear layers and
@@ -105,7 +105,7 @@ def left_out(model: nn.Module, without: Collection[str] = ()) -> list[LeftOut]:
             left.get(module)
             or f"{parameter.ndim} dimensions, in a {type(model.get_submodule(module)).__name__}"
         )
-        found.append(LeftOut(name, parameter.numel(), reason))
+        found.append(UnplannedTensor(name, parameter.numel(), reason))
     return sorted(found, key=lambda one: -one.numbers)
 
 

@@ -35,7 +35,7 @@ from bitrank_quant.formats.parse import FAMILIES, FORMATS, Family, parse_format
 from bitrank_quant.kernels.rows import CompiledRows
 from bitrank_quant.kernels.status import kernels_status
 from bitrank_quant.matrices import (
-    LeftOut,
+    UnplannedTensor,
     WeightMatrix,
     block_matrices,
     followers,

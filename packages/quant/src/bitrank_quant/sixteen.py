@@ -17,12 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from bitrank_quant.matrices import LeftOut
+from bitrank_quant.matrices import UnplannedTensor
 
 _Kept = tuple[Tensor, torch.Size, tuple[int, ...], int, torch.dtype]
 
 
-def store_in_16_bits(model: nn.Module, left: Iterable[LeftOut], dtype: torch.dtype = torch.bfloat16) -> None:
+def store_in_16_bits(
+    model: nn.Module, left: Iterable[UnplannedTensor], dtype: torch.dtype = torch.bfloat16
+) -> None:
     """Convert the tensors ``left`` of ``model`` to ``dtype``, in place, if they take more bytes.
 
     Modules compute in the dtype that the tensors had.

@@ -20,10 +20,10 @@ from bitrank_quant.sensitivity import (
 )
 from bitrank_quant.sensitivity.divergence import (
     LIKELIEST,
-    Answers,
     Divergence,
-    answers,
+    TopPredictions,
     loss_and_divergence,
+    top_predictions,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -520,7 +520,7 @@ def test_divergence_is_that_of_the_matrix_alone(measured: dict[str, Any]) -> Non
             assert divergence_of == pytest.approx(wanted, rel=1e-3, abs=1e-9), name
 
 
-def divergence_of(kept: Answers, logits_NC: Tensor) -> float:
+def divergence_of(kept: TopPredictions, logits_NC: Tensor) -> float:
     return loss_and_divergence(kept, logits_NC, torch.zeros(len(logits_NC), dtype=torch.long))[1]
 
 
@@ -529,7 +529,7 @@ def test_divergence_is_never_negative_and_a_lower_bound(classes: int, size: floa
     generator = torch.Generator().manual_seed(seed)
     logits_NC = 3 * torch.randn(5, classes, generator=generator)
     other_NC = logits_NC + size * torch.randn(5, classes, generator=generator)
-    kept = answers(logits_NC)
+    kept = top_predictions(logits_NC)
     p, q = logits_NC.double().log_softmax(-1), other_NC.double().log_softmax(-1)
     whole = float(F.kl_div(q, p, log_target=True, reduction="sum"))
     assert -ROUNDING <= divergence_of(kept, other_NC) <= whole * (1 + 1e-4) + ROUNDING
@@ -548,14 +548,18 @@ def test_the_result_does_not_depend_on_the_block_size(
     generator = torch.Generator().manual_seed(0)
     before_NC, after_NC = (torch.randn(50, 300, generator=generator).to(dtype) for _ in range(2))
     labels_N = torch.randint(0, 300, (50,), generator=generator).where(torch.arange(50) % 7 > 0, -100)
-    whole = loss_and_divergence(answers(before_NC), after_NC, labels_N)
+    whole = loss_and_divergence(top_predictions(before_NC), after_NC, labels_N)
     monkeypatch.setattr("bitrank_quant.sensitivity.divergence._BLOCK", 1000)  # three positions at a time
-    assert loss_and_divergence(answers(before_NC), after_NC, labels_N) == pytest.approx(whole, rel=1e-12)
+    assert loss_and_divergence(top_predictions(before_NC), after_NC, labels_N) == pytest.approx(
+        whole, rel=1e-12
+    )
     assert whole[0] == pytest.approx(
         float(F.cross_entropy(after_NC.float(), labels_N, reduction="sum")), rel=1e-5
     )
     labelled_N = labels_N >= 0
-    alone = loss_and_divergence(answers(before_NC[labelled_N]), after_NC[labelled_N], labels_N[labelled_N])
+    alone = loss_and_divergence(
+        top_predictions(before_NC[labelled_N]), after_NC[labelled_N], labels_N[labelled_N]
+    )
     assert alone == pytest.approx(whole, rel=1e-12), "positions without a label must not count"
 
 

@@ -43,7 +43,7 @@ def evaluate(
     rows: list[Row] = []
     speed = Throughput()
     with torch.no_grad():
-        for batch, counts in processes.deal(batches):
+        for batch, counts in processes.distribute_batches(batches):
             with speed:
                 found = objective.rows(model, batch, device)
             if counts:

@@ -96,10 +96,12 @@ class Passes:
             # A process without rows, or without a target in them, makes no pass.
             parts = [
                 part
-                for part in micro_batches(self._processes.mine(batch), tokens)
+                for part in micro_batches(self._processes.local_rows(batch), tokens)
                 if self._objective.weight(part)
             ]
-            for part, counts in self._processes.even(parts, partial(_spare, batch, self._objective)):
+            for part, counts in self._processes.equalize_passes(
+                parts, partial(_spare, batch, self._objective)
+            ):
                 self._shape = part["input_ids"].shape
                 weight = counts * self._objective.weight(part) / total
                 share = self._objective.loss(model, part, self._device) * weight

@@ -207,7 +207,7 @@ def test_sharded_base_trains_like_replicated_base(place: Path) -> None:
 
 @given(st.integers(0, 20), st.integers(1, 5))
 def test_sharded_processes_evaluate_equally_many_batches(batches: int, count: int) -> None:
-    dealt = [list(Sharded(rank, count).deal(range(batches))) for rank in range(count)]
+    dealt = [list(Sharded(rank, count).distribute_batches(range(batches))) for rank in range(count)]
     assert len({len(part) for part in dealt}) == 1
     assert sorted(number for part in dealt for number, counts in part if counts) == list(range(batches))
 
@@ -216,9 +216,9 @@ def test_unshardable_model_raises_train_error() -> None:
     model = TinyDeep()
     model.layers[1].frozen = QuantLike()
     with pytest.raises(TrainError, match=r"those of layers\.1 are decoded first"):
-        Sharded(0, 2).share_out(model)
+        Sharded(0, 2).shard_base(model)
     with pytest.raises(TrainError, match="no transformer blocks"):
-        Sharded(0, 2).share_out(TinyLm())
+        Sharded(0, 2).shard_base(TinyLm())
 
 
 class QuantLike(torch.nn.Module):
@@ -232,17 +232,20 @@ class QuantLike(torch.nn.Module):
 @given(st.integers(1, 12), st.integers(1, 5), st.sampled_from(KINDS))
 def test_shares_of_all_processes_form_the_batch(rows: int, count: int, kind: str) -> None:
     whole = batch(rows, rows, lm=kind != "classification")
-    shares = [Joined(rank, count).mine(whole) for rank in range(count)]
+    shares = [Joined(rank, count).local_rows(whole) for rank in range(count)]
     assert sorted(np.concatenate([share["index"] for share in shares])) == sorted(whole["index"])
     assert sum(OBJECTIVES[kind].weight(share) for share in shares) == OBJECTIVES[kind].weight(whole)
     assert sum(int(share["attention_mask"].sum()) for share in shares) == int(whole["attention_mask"].sum())
     assert all(share["attention_mask"].shape[1] == whole["attention_mask"].shape[1] for share in shares)
-    assert ALONE.mine(whole) is whole
+    assert ALONE.local_rows(whole) is whole
 
 
 @given(st.integers(0, 20), st.integers(1, 5))
 def test_every_evaluation_batch_is_assigned_to_one_process(batches: int, count: int) -> None:
-    dealt = [[batch for batch, _ in Joined(rank, count).deal(range(batches))] for rank in range(count)]
+    dealt = [
+        [batch for batch, _ in Joined(rank, count).distribute_batches(range(batches))]
+        for rank in range(count)
+    ]
     assert sorted(chain.from_iterable(dealt)) == list(range(batches))
 
 

@@ -211,10 +211,11 @@ def head_gradient(
 def test_head_gradient_is_divided_after_the_product() -> None:
     """Bit-identical: probabilities are rounded, multiplied, then divided by the number of positions."""
     got, hidden, weight, targets = head_gradient(torch.bfloat16, 0.37)
-    chances = torch.log_softmax((hidden @ weight.T).float(), -1).exp_()
-    chances.scatter_add_(1, targets[:, None], chances.new_full((300, 1), -1.0))
+    probabilities = torch.log_softmax((hidden @ weight.T).float(), -1).exp_()
+    probabilities.scatter_add_(1, targets[:, None], probabilities.new_full((300, 1), -1.0))
     assert torch.equal(
-        got, ((chances.to(torch.bfloat16) @ weight).float() * (torch.tensor(0.37) / 300)).to(torch.bfloat16)
+        got,
+        ((probabilities.to(torch.bfloat16) @ weight).float() * (torch.tensor(0.37) / 300)).to(torch.bfloat16),
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from bitrank_analysis.metrics import metric_of
-from bitrank_analysis.statistics.examples import Arm, load_arms
+from bitrank_analysis.statistics.examples import ArmResults, load_arms
 from bitrank_analysis.statistics.paired import paired_test
 from bitrank_analysis.statistics.seeds import over_seeds
 from bitrank_analysis.study import Study
@@ -46,7 +46,7 @@ def arms(study: Study, task: str, alpha: float = 0.05) -> pd.DataFrame:
     )
 
 
-def example_interval(arm: Arm, alpha: float = 0.05) -> tuple[float, float]:
+def example_interval(arm: ArmResults, alpha: float = 0.05) -> tuple[float, float]:
     """Confidence interval of an arm's metric over examples."""
     metric = metric_of(arm.metric)
     interval = paired_test(metric.test).interval
@@ -54,7 +54,7 @@ def example_interval(arm: Arm, alpha: float = 0.05) -> tuple[float, float]:
     return metric.of_mean(low), metric.of_mean(high)
 
 
-def _row(arm: Arm, runs: pd.DataFrame, alpha: float) -> dict[str, object]:
+def _row(arm: ArmResults, runs: pd.DataFrame, alpha: float) -> dict[str, object]:
     low, high = example_interval(arm, alpha)
     seed_low, seed_high = over_seeds(arm.values_SN.sum(axis=1) / arm.weights_N.sum(), alpha)
     metric = metric_of(arm.metric)

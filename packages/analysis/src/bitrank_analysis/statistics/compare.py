@@ -12,7 +12,7 @@ from scipy import stats
 
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.metrics import metric_of
-from bitrank_analysis.statistics.examples import Arm, common_seeds, load_arms
+from bitrank_analysis.statistics.examples import ArmResults, common_seeds, load_arms
 from bitrank_analysis.statistics.families import holm
 from bitrank_analysis.statistics.moderation import SeedSpread, seed_spread
 from bitrank_analysis.statistics.paired import NAN, ComparisonSettings, Pair, paired_test
@@ -85,7 +85,7 @@ def compare(
 
 
 def compare_arms(
-    arms: Mapping[str, Arm],
+    arms: Mapping[str, ArmResults],
     baselines: Sequence[str],
     alpha: float = 0.05,
     margin: float | None = None,
@@ -96,7 +96,7 @@ def compare_arms(
 
 
 def compare_pairs(
-    arms: Mapping[str, Arm],
+    arms: Mapping[str, ArmResults],
     named: Sequence[tuple[str, str]],
     alpha: float = 0.05,
     margin: float | None = None,
@@ -124,7 +124,9 @@ def _pairs(configs: list[str], baselines: Sequence[str]) -> list[tuple[str, str]
     ]
 
 
-def _row(candidate: Arm, baseline: Arm, shared: tuple[int, ...], request: _Request) -> dict[str, object]:
+def _row(
+    candidate: ArmResults, baseline: ArmResults, shared: tuple[int, ...], request: _Request
+) -> dict[str, object]:
     if candidate.n < 2:
         raise AnalysisError(
             f"{candidate.config} and {baseline.config} share one example; expected two or more to compare "
@@ -155,7 +157,7 @@ def _row(candidate: Arm, baseline: Arm, shared: tuple[int, ...], request: _Reque
     return row | _ratio(pair, row) if metric.is_log else row
 
 
-def _counts(candidate: Arm, baseline: Arm, shared: tuple[int, ...]) -> CorpusCounts | None:
+def _counts(candidate: ArmResults, baseline: ArmResults, shared: tuple[int, ...]) -> CorpusCounts | None:
     ours, theirs = candidate.counts_over(shared), baseline.counts_over(shared)
     score = metric_of(candidate.metric).examples.score
     if ours is None or theirs is None or score is None:

@@ -15,7 +15,7 @@ from bitrank_analysis.study import Study
 
 
 @dataclass(frozen=True)
-class Arm:
+class ArmResults:
     """One config on one task: S seeds over N examples or documents.
 
     The metric's entry decides values and weights. For accuracy ``values_SN`` is 1 for a right answer and 0
@@ -52,7 +52,7 @@ class Arm:
         return metric_of(self.metric).of_mean(mean)
 
 
-def load_arms(study: Study, task: str, metric: str | None = None) -> dict[str, Arm]:
+def load_arms(study: Study, task: str, metric: str | None = None) -> dict[str, ArmResults]:
     """Return every arm of ``task`` by config, with values of ``metric``; default: the metric of the runs.
 
     Raises :class:`AnalysisError` if the study does not contain the task, a run has no predictions, or two
@@ -77,7 +77,7 @@ def load_arms(study: Study, task: str, metric: str | None = None) -> dict[str, A
         seeds = tuple(int(records[n]["seed"]) for n in mine)
         values_SN = np.stack([values[n] for n in mine])
         counts_SNK = np.stack([counts[n] for n in mine]) if counts else None
-        arms[config] = Arm(config, records[mine[0]]["metric"], seeds, values_SN, weights_N, counts_SNK)
+        arms[config] = ArmResults(config, records[mine[0]]["metric"], seeds, values_SN, weights_N, counts_SNK)
     return arms
 
 
@@ -89,7 +89,7 @@ def _counts(frames: list[pd.DataFrame]) -> list[Floats]:
     return [frame.reindex(columns=names).fillna(0.0).to_numpy(dtype=np.float64) for frame in frames]
 
 
-def common_seeds(*arms: Arm) -> tuple[int, ...]:
+def common_seeds(*arms: ArmResults) -> tuple[int, ...]:
     """Seeds that all of the arms have, in order."""
     common = set(arms[0].seeds).intersection(*(arm.seeds for arm in arms))
     return tuple(seed for seed in arms[0].seeds if seed in common)

@@ -13,7 +13,7 @@ from scipy import stats
 
 from bitrank_analysis.metrics import metric_of
 from bitrank_analysis.statistics.confidence import Confidence, SeedError, of_bounded, of_documents
-from bitrank_analysis.statistics.examples import Arm, common_seeds, load_arms
+from bitrank_analysis.statistics.examples import ArmResults, common_seeds, load_arms
 from bitrank_analysis.statistics.families import holm
 from bitrank_analysis.statistics.intervals import Floats
 from bitrank_analysis.statistics.moderation import SeedSpread, seed_spread
@@ -93,7 +93,7 @@ def contrast(
 
 
 def _effect(
-    effect: str, four: list[Arm], seeds: tuple[int, ...], spread: SeedSpread | None, alpha: float
+    effect: str, four: list[ArmResults], seeds: tuple[int, ...], spread: SeedSpread | None, alpha: float
 ) -> dict[str, object]:
     values_4SN, weights_N = np.stack([arm.over(seeds) for arm in four]), four[0].weights_N
     per_seed_S = np.tensordot(CONTRASTS[effect], values_4SN, axes=1).sum(axis=1) / weights_N.sum()
@@ -110,7 +110,7 @@ def _effect(
     }  # fmt: skip
 
 
-def _is_bounded(arm: Arm) -> bool:
+def _is_bounded(arm: ArmResults) -> bool:
     return paired_test(metric_of(arm.metric).test).bounded
 
 

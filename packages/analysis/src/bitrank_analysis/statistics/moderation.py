@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
 from bitrank_analysis.statistics.confidence import SeedError
-from bitrank_analysis.statistics.examples import Arm
+from bitrank_analysis.statistics.examples import ArmResults
 from bitrank_analysis.statistics.intervals import Floats
 
 _FLOOR = 1e-5  # lower bound of a variance, relative to the mean: seeds that tie do not imply zero spread
@@ -58,7 +58,7 @@ class SeedSpread:
         return SeedError(sqrt(moderated / len(contrasts_S)), df)
 
 
-def seed_spread(arms: Iterable[Arm]) -> SeedSpread | None:
+def seed_spread(arms: Iterable[ArmResults]) -> SeedSpread | None:
     """Spread over seeds of ``arms``; None if no arm has two seeds."""
     several = [arm for arm in arms if len(arm.seeds) > 1]
     if not several:

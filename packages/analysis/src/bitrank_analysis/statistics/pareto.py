@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.metrics import metric_of
 from bitrank_analysis.statistics.arms import arms as arm_table
-from bitrank_analysis.statistics.examples import Arm, load_arms
+from bitrank_analysis.statistics.examples import ArmResults, load_arms
 from bitrank_analysis.statistics.intervals import Floats
 from bitrank_analysis.statistics.measured_sizes import size_spread
 from bitrank_analysis.statistics.moderation import seed_spread
@@ -74,7 +74,7 @@ def _membership(probability: float) -> str:
     return OFF if probability <= 1 - SURE else OPEN
 
 
-def _qualities(chosen: Sequence[Arm], loaded: Mapping[str, Arm], seed: int) -> Floats:
+def _qualities(chosen: Sequence[ArmResults], loaded: Mapping[str, ArmResults], seed: int) -> Floats:
     """Resampled accuracy or log-perplexity of each arm (B, A).
 
     A resample draws examples, and seeds if several were run.

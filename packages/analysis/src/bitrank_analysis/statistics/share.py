@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.metrics import metric_of
 from bitrank_analysis.statistics.confidence import SeedError, of_bounded, of_documents
-from bitrank_analysis.statistics.examples import Arm, common_seeds
+from bitrank_analysis.statistics.examples import ArmResults, common_seeds
 from bitrank_analysis.statistics.intervals import Floats
 from bitrank_analysis.statistics.moderation import SeedSpread
 
@@ -34,7 +34,9 @@ class Share:
     seeds: int
 
 
-def share_kept(candidate: Arm, baseline: Arm, spread: SeedSpread | None, alpha: float = 0.05) -> Share:
+def share_kept(
+    candidate: ArmResults, baseline: ArmResults, spread: SeedSpread | None, alpha: float = 0.05
+) -> Share:
     """Return the share of ``baseline``'s score that ``candidate`` keeps, with its interval at ``alpha``.
 
     ``spread`` is the variation over seeds of all arms of the task; with one seed the interval is over

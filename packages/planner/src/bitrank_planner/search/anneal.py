@@ -34,7 +34,7 @@ def anneal(
     :func:`~bitrank_planner.search.random_search`.
     """
     budget = EvaluationBudget("anneal", problem, evaluate, evaluations, journal, _PATIENCE)
-    ladders, random = Ladders(problem, worth=False), np.random.default_rng(seed)
+    ladders, random = Ladders(problem, non_dominated_only=False), np.random.default_rng(seed)
     walk = _Walk(budget, ladders, random)
     while budget.going:
         walk.go_on()

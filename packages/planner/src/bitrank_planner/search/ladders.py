@@ -12,17 +12,19 @@ from dataclasses import replace
 import numpy as np
 
 from bitrank_planner.greedy import greedy
-from bitrank_planner.problem import Item, Problem, worth_having
+from bitrank_planner.problem import Item, Problem, non_dominated
 
 Places = list[int]
 
 
 class Ladders:
-    """The ladders of the items of ``problem``: all options, or with ``worth`` the non-dominated ones."""
+    """Ladders of the items of ``problem``: of all options, or with ``non_dominated_only`` of those alone."""
 
-    def __init__(self, problem: Problem, worth: bool) -> None:
+    def __init__(self, problem: Problem, non_dominated_only: bool) -> None:
         self._problem = problem
-        self.ladders = [worth_having(item) if worth else _by_bytes(item) for item in problem.items]
+        self.ladders = [
+            non_dominated(item) if non_dominated_only else _by_bytes(item) for item in problem.items
+        ]
         self._nbytes = [
             [item.options[c].nbytes for c in ladder]
             for item, ladder in zip(problem.items, self.ladders, strict=True)

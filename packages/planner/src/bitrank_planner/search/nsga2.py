@@ -49,15 +49,15 @@ def nsga2(
     is not installed.
     """
     budget = EvaluationBudget("nsga2", problem, evaluate, evaluations, journal, _PATIENCE)
-    ladders = Ladders(problem, worth=True)
-    nursery = _Nursery(budget, ladders, np.random.default_rng(seed))
+    ladders = Ladders(problem, non_dominated_only=True)
+    offspring = _OffspringGenerator(budget, ladders, np.random.default_rng(seed))
     population = max(2, round(math.sqrt(evaluations * _PROPORTION)))
     with quiet_optuna("nsga2") as optuna:
         sampler = optuna.samplers.NSGAIISampler(
-            population_size=population, seed=seed, child_generation_strategy=nursery.child
+            population_size=population, seed=seed, child_generation_strategy=offspring.child
         )
         study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
-        for places in nursery.first(ladders.places(greedy(problem).choices), population):
+        for places in offspring.first(ladders.places(greedy(problem).choices), population):
             study.enqueue_trial(_genes(places))
         while budget.going:
             trial = study.ask()
@@ -68,7 +68,7 @@ def nsga2(
     return budget.found()
 
 
-class _Nursery:
+class _OffspringGenerator:
     """Generates plans that fit and, if possible, that are not known."""
 
     def __init__(self, budget: EvaluationBudget, ladders: Ladders, random: np.random.Generator) -> None:

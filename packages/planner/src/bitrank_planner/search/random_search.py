@@ -29,7 +29,7 @@ def random_plan(problem: Problem, draw: int) -> Plan:
             "the planner 'exact'"
         )
     problem.check_feasible()
-    ladders = Ladders(problem, worth=False)
+    ladders = Ladders(problem, non_dominated_only=False)
     places = ladders.random(np.random.default_rng(draw))
     return problem.plan(ladders.choices(places), "random-plan")
 
@@ -51,7 +51,7 @@ def random_search(
     on trainable numbers or if no loss is finite.
     """
     budget = EvaluationBudget("random", problem, evaluate, evaluations, journal, _PATIENCE)
-    ladders, random = Ladders(problem, worth=False), np.random.default_rng(seed)
+    ladders, random = Ladders(problem, non_dominated_only=False), np.random.default_rng(seed)
     while budget.going:
         budget.value(ladders.choices(ladders.random(random)))
     return budget.found()

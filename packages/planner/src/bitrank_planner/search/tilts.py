@@ -72,7 +72,7 @@ def _groups(problem: Problem) -> list[str]:
 
 def _price(problem: Problem, choices: tuple[int, ...]) -> float:
     """Nats per byte of the best step up from ``choices``; 0 if no step up exists."""
-    ladders = Ladders(problem, worth=True)
+    ladders = Ladders(problem, non_dominated_only=True)
     prices = [0.0]
     for item, ladder, place in zip(problem.items, ladders.ladders, ladders.places(choices), strict=True):
         if place + 1 < len(ladder):

@@ -25,7 +25,7 @@ _BLOCK = 2**21
 
 
 @dataclass(frozen=True)
-class Answers:
+class TopPredictions:
     """Top-K predictions of a model at N positions.
 
     ``ids_NK`` are the likeliest classes, ``logp_NK`` their log-probabilities, ``classes`` the total number of
@@ -36,9 +36,9 @@ class Answers:
     logp_NK: Tensor
     classes: int
 
-    def at(self, rows: slice) -> Answers:
+    def at(self, rows: slice) -> TopPredictions:
         """Return the predictions at the positions ``rows``."""
-        return Answers(self.ids_NK[rows], self.logp_NK[rows], self.classes)
+        return TopPredictions(self.ids_NK[rows], self.logp_NK[rows], self.classes)
 
 
 @dataclass(frozen=True)
@@ -70,17 +70,17 @@ class Divergence:
         return difference, math.sqrt(batches / (batches - 1) * squares) / positions
 
 
-def answers(logits_NC: Tensor) -> Answers:
+def top_predictions(logits_NC: Tensor) -> TopPredictions:
     """Reduce ``logits_NC`` (positions, classes) to the :data:`LIKELIEST` classes of each position."""
     ids, logp = [], []
     for rows in _blocks(logits_NC):
         some_NC = logits_NC[rows].float()
         ids.append(some_NC.topk(min(LIKELIEST, some_NC.shape[1]), dim=1).indices)
         logp.append(_log_probabilities(some_NC, ids[-1]))
-    return Answers(torch.cat(ids), torch.cat(logp), logits_NC.shape[1])
+    return TopPredictions(torch.cat(ids), torch.cat(logp), logits_NC.shape[1])
 
 
-def loss_and_divergence(kept: Answers, logits_NC: Tensor, labels_N: Tensor) -> tuple[float, float]:
+def loss_and_divergence(kept: TopPredictions, logits_NC: Tensor, labels_N: Tensor) -> tuple[float, float]:
     """Cross entropy on ``labels_N`` and divergence from ``kept``: nats, summed over labels that are ≥ 0.
 
     Both share one log-normaliser: over 49,000 classes it costs more than everything else.
@@ -95,7 +95,7 @@ def loss_and_divergence(kept: Answers, logits_NC: Tensor, labels_N: Tensor) -> t
     return loss, diverged
 
 
-def divergence(kept: Answers, logq_NK: Tensor) -> Tensor:
+def divergence(kept: TopPredictions, logq_NK: Tensor) -> Tensor:
     """D(p ‖ q) in nats at each of N positions, (N,).
 
     ``kept`` gives p, and ``logq_NK`` the log-probabilities of the same classes under q.

@@ -27,10 +27,10 @@ from bitrank_quant.sensitivity.blocks import (
     without_cache,
 )
 from bitrank_quant.sensitivity.divergence import (
-    Answers,
     Divergence,
-    answers,
+    TopPredictions,
     loss_and_divergence,
+    top_predictions,
 )
 from bitrank_quant.sensitivity.side_by_side import side_by_side
 
@@ -84,13 +84,13 @@ class Replay:
         self.order: list[str] = []
         self.chained, self.units, total = True, 0, 0.0
         self._given: list[dict[str, BlockCall]] = []
-        self._answers: list[Answers] = []
+        self._predictions: list[TopPredictions] = []
         with torch.no_grad():
             for batch in batches:
                 self._given.append({})
                 with self._watching(self._given[-1]):
                     logits_NC, labels_N = forward(model, batch)
-                self._answers.append(answers(logits_NC))
+                self._predictions.append(top_predictions(logits_NC))
                 self.units += _count(labels_N)
                 total += float(_loss(logits_NC, labels_N))
         self.base = total / self.units if self.units else float("nan")
@@ -119,8 +119,8 @@ class Replay:
             parts = side_by_side(self._compared, range(len(self.batches)), self._workers)
         else:
             with torch.no_grad():
-                answered = zip(self._answers, self._from(block), strict=True)
-                parts = [_compared(kept, *computed) for kept, computed in answered]
+                pairs = zip(self._predictions, self._from(block), strict=True)
+                parts = [_compared(kept, *computed) for kept, computed in pairs]
         units = sum(count for _, _, count in parts)
         loss = sum(loss for loss, _, _ in parts)
         divergence = sum(divergence for _, divergence, _ in parts)
@@ -133,7 +133,7 @@ class Replay:
 
     def _compared(self, number: int) -> tuple[float, float, int]:
         """Loss, divergence and labels of one batch, computing the whole model."""
-        return _compared(self._answers[number], *self._forward(self.model, self.batches[number]))
+        return _compared(self._predictions[number], *self._forward(self.model, self.batches[number]))
 
     def losses(self) -> Iterator[tuple[Tensor, int]]:
         """Summed loss in nats and number of labels per batch, computing only the modules after the blocks."""
@@ -235,7 +235,7 @@ def _loss(logits_NC: Tensor, labels_N: Tensor) -> Tensor:
     return F.cross_entropy(logits_NC.float(), labels_N, reduction="sum")
 
 
-def _compared(kept: Answers, logits_NC: Tensor, labels_N: Tensor) -> tuple[float, float, int]:
+def _compared(kept: TopPredictions, logits_NC: Tensor, labels_N: Tensor) -> tuple[float, float, int]:
     """Summed loss and divergence in nats, and the number of labels."""
     return (*loss_and_divergence(kept, logits_NC, labels_N), _count(labels_N))
 

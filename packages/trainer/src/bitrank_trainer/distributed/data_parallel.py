@@ -43,18 +43,18 @@ class Processes:
         """Whether this process must run the model when only the first process uses the result."""
         return self.first
 
-    def mine(self, batch: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    def local_rows(self, batch: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         """Rows of ``batch`` that this process computes; possibly none."""
         return batch
 
-    def deal(self, batches: Iterable[T]) -> Iterator[tuple[T, bool]]:
+    def distribute_batches(self, batches: Iterable[T]) -> Iterator[tuple[T, bool]]:
         """Distribute whole ``batches`` among the processes; yield (batch, whether its result counts).
 
         A batch that does not count only keeps collective operations aligned with the other processes.
         """
         return ((batch, True) for batch in batches)
 
-    def even(self, parts: Sequence[T], spare: Callable[[], T]) -> Iterator[tuple[T, bool]]:
+    def equalize_passes(self, parts: Sequence[T], spare: Callable[[], T]) -> Iterator[tuple[T, bool]]:
         """Yield (part, whether its result counts) for every pass over ``parts``.
 
         A part that does not count only keeps collective operations aligned with the other processes.
@@ -62,7 +62,7 @@ class Processes:
         """
         return ((part, True) for part in parts)
 
-    def share_out(self, model: nn.Module) -> None:
+    def shard_base(self, model: nn.Module) -> None:
         """Shard the frozen base weights of ``model`` among the processes, if this class shards."""
 
     def sum_gradients(self, model: nn.Module, loss: Tensor) -> Tensor:
@@ -93,13 +93,13 @@ class Joined(Processes):
     def __init__(self, rank: int, count: int) -> None:
         self.rank, self.count = rank, count
 
-    def mine(self, batch: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    def local_rows(self, batch: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         # Batches are sorted by length, so a strided slice gives every process the same amount of work. The
         # slice keeps the batch's width: trimmed to its own longest row it would add new shapes, and every new
         # shape is compiled.
         return {key: value[self.rank :: self.count] for key, value in batch.items()}
 
-    def deal(self, batches: Iterable[T]) -> Iterator[tuple[T, bool]]:
+    def distribute_batches(self, batches: Iterable[T]) -> Iterator[tuple[T, bool]]:
         return ((batch, True) for batch in islice(batches, self.rank, None, self.count))
 
     def sum_gradients(self, model: nn.Module, loss: Tensor) -> Tensor:

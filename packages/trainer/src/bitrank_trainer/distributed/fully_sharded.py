@@ -36,7 +36,7 @@ class Sharded(Joined):
     def needed(self) -> bool:
         return True
 
-    def share_out(self, model: nn.Module) -> None:
+    def shard_base(self, model: nn.Module) -> None:
         """Shard the frozen weights of every block of ``model``, in place.
 
         They must be floating-point parameters of one dtype per block. Raises :class:`TrainError` if the model
@@ -58,11 +58,11 @@ class Sharded(Joined):
                 ignored_params={p for p in block.parameters() if p.requires_grad or p.numel() < self.count},
             )
 
-    def deal(self, batches: Iterable[T]) -> Iterator[tuple[T, bool]]:
+    def distribute_batches(self, batches: Iterable[T]) -> Iterator[tuple[T, bool]]:
         for group in _groups(batches, self.count):
             yield group[self.rank % len(group)], self.rank < len(group)
 
-    def even(self, parts: Sequence[T], spare: Callable[[], T]) -> Iterator[tuple[T, bool]]:
+    def equalize_passes(self, parts: Sequence[T], spare: Callable[[], T]) -> Iterator[tuple[T, bool]]:
         most = max(self.gather(len(parts)))
         yield from ((part, True) for part in parts)
         for _ in range(most - len(parts)):

@@ -55,15 +55,15 @@ def attention(  # noqa: PLR0913 - transformers calls it with these arguments
     is added to the scores. A module with another eager formula, or a call with an unknown keyword, runs the
     model's own attention and warns. Dropout uses single autograd operations, because its mask must be saved.
     """
-    if (own := own_attention(module, query.shape[1], key.shape[1], kwargs, textbook)) is not None:
+    if (own := own_attention(module, query.shape[1], key.shape[1], kwargs, softmax_attention)) is not None:
         made: tuple[Tensor, Tensor | None] = own(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
         return made
-    return textbook(module, query, key, value, attention_mask, scaling, dropout, rows), None
+    return softmax_attention(module, query, key, value, attention_mask, scaling, dropout, rows), None
 
 
-def textbook(  # noqa: PLR0913 - the arguments of attention() again
+def softmax_attention(  # noqa: PLR0913 - the arguments of attention() again
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -93,8 +93,8 @@ def _with_dropout(
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = query @ key.transpose(2, 3) * scale
-    chances = torch.softmax(scores if mask is None else scores + mask, -1)
-    return (torch.dropout(chances, dropout, True) @ value).transpose(1, 2)
+    probabilities = torch.softmax(scores if mask is None else scores + mask, -1)
+    return (torch.dropout(probabilities, dropout, True) @ value).transpose(1, 2)
 
 
 class _Attention(torch.autograd.Function):
@@ -114,24 +114,28 @@ class _Attention(torch.autograd.Function):
         shared = key.shape[1]
         query_GTD = query.reshape(batch * shared, -1, size)
         key_SD, value_SD = key.reshape(batch * shared, -1, size), value.reshape(batch * shared, -1, size)
-        chances = _chances(query_GTD, key_SD, mask, scale, batch, heads, rows)
-        kept = chances if key_SD.shape[1] <= _KEPT * size else None
+        probabilities = _probabilities(query_GTD, key_SD, mask, scale, batch, heads, rows)
+        kept = probabilities if key_SD.shape[1] <= _KEPT * size else None
         ctx.save_for_backward(query_GTD, key_SD, value_SD, mask if kept is None else None, kept)
         ctx.scale, ctx.rows = scale, rows
-        return torch.bmm(chances, value_SD).view(batch, heads, length, size).transpose(1, 2).contiguous()
+        return (
+            torch.bmm(probabilities, value_SD).view(batch, heads, length, size).transpose(1, 2).contiguous()
+        )
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         query_GTD, key_SD, value_SD, mask, kept = ctx.saved_tensors
         batch, length, heads, size = grads[0].shape
-        chances = (
-            _chances(query_GTD, key_SD, mask, ctx.scale, batch, heads, ctx.rows) if kept is None else kept
+        probabilities = (
+            _probabilities(query_GTD, key_SD, mask, ctx.scale, batch, heads, ctx.rows)
+            if kept is None
+            else kept
         )
         grad_GTD = grads[0].transpose(1, 2).reshape(query_GTD.shape)
-        grad_value = torch.bmm(chances.transpose(1, 2), grad_GTD)
+        grad_value = torch.bmm(probabilities.transpose(1, 2), grad_GTD)
         grad_scores = _score_gradient(
-            torch.bmm(grad_GTD, value_SD.transpose(1, 2)), chances, ctx.scale, ctx.rows
+            torch.bmm(grad_GTD, value_SD.transpose(1, 2)), probabilities, ctx.scale, ctx.rows
         )
         grad_query = torch.bmm(grad_scores, key_SD).view(batch, heads, length, size)
         grad_key = torch.bmm(grad_scores.transpose(1, 2), query_GTD)
@@ -145,7 +149,7 @@ class _Attention(torch.autograd.Function):
         )
 
 
-def _chances(
+def _probabilities(
     query_GTD: Tensor,
     key_SD: Tensor,
     mask: Tensor | None,
@@ -168,9 +172,13 @@ def _chances(
     return torch.softmax(scores, -1).to(query_GTD.dtype)
 
 
-def _score_gradient(grad_chances: Tensor, chances: Tensor, scale: float, rows: Rows | None) -> Tensor:
+def _score_gradient(
+    grad_probabilities: Tensor, probabilities: Tensor, scale: float, rows: Rows | None
+) -> Tensor:
     """Gradient of q kᵀ from the gradient of the probabilities, in their dtype."""
     if rows:
-        return rows.softmax_gradient_(grad_chances, chances, scale)
-    grad_scores = torch._softmax_backward_data(grad_chances.float(), chances.float(), -1, torch.float32)
-    return grad_scores.mul_(scale).to(chances.dtype)
+        return rows.softmax_gradient_(grad_probabilities, probabilities, scale)
+    grad_scores = torch._softmax_backward_data(
+        grad_probabilities.float(), probabilities.float(), -1, torch.float32
+    )
+    return grad_scores.mul_(scale).to(probabilities.dtype)

@@ -109,9 +109,11 @@ class _HeadLoss(torch.autograd.Function):
             targets_B1 = targets_N[start:stop, None]
             total -= logs_BV.gather(1, targets_B1).sum()
             if grad_ND is not None:
-                chances_BV = logs_BV.exp_()
-                chances_BV.scatter_add_(1, targets_B1, chances_BV.new_full(targets_B1.shape, -1.0))
-                torch.mm(product_BV.copy_(chances_BV), weight_VD, out=grad_ND[start:stop])
+                probabilities_BV = logs_BV.exp_()
+                probabilities_BV.scatter_add_(
+                    1, targets_B1, probabilities_BV.new_full(targets_B1.shape, -1.0)
+                )
+                torch.mm(product_BV.copy_(probabilities_BV), weight_VD, out=grad_ND[start:stop])
         ctx.save_for_backward(grad_ND)
         return total / len(hidden_ND)
 

@@ -14,7 +14,7 @@ from bitrank.process.worker import begin_worker
 from bitrank.spec.run_spec import RunSpec
 
 
-def measured_apart(gather: Callable[[RunSpec], Path], place: Path, spec: RunSpec) -> Path:
+def measure_in_subprocess(gather: Callable[[RunSpec], Path], place: Path, spec: RunSpec) -> Path:
     """The folder of ``gather(spec)``, which another process builds if ``place`` does not exist.
 
     ``gather`` is a function of a module, and returns ``place`` at once if it is complete. Raises as it does.

@@ -9,7 +9,7 @@ import datasets
 import pytest
 from bitrank_data import DataError, Texts, open_task
 from bitrank_data.hub import HUB
-from bitrank_data.hub_given import CNN_DAILYMAIL, sample
+from bitrank_data.hub_official_splits import CNN_DAILYMAIL, sample
 
 Row = dict[str, Any]
 
