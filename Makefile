@@ -40,7 +40,7 @@ SITE_CHECK = .mypy_cache/site
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | sort -u | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
-	@echo "  variables: PROFILE=laptop|paper|smoke  ARGS='…for bitrank'  PKG=quant  TORCH=cpu|cuda|rocm  STORE=runs  PORT=5000  SLOW=1  BENCH=training"
+	@echo "  variables: PROFILE=laptop|base|dialogue|paper|smoke  ARGS='…for bitrank'  PKG=quant  TORCH=cpu|cuda|rocm  STORE=runs  PORT=5000  SLOW=1  BENCH=training"
 
 install: $(VENV)/.installed ## the virtual environment with pinned packages
 

@@ -12,7 +12,7 @@ from bitrank.cli.main import main
 from bitrank.export.finished_run import find_run
 from bitrank.export.merge import merge_into_16bit
 from bitrank.export.rebuild import rebuild
-from bitrank.export.registry import QUANTIZER
+from bitrank.export.registry import DEFAULT_QUANTIZER
 from bitrank.export.requantize import requantize
 from bitrank.models.locate import locate
 from bitrank.process.events import read_events
@@ -164,7 +164,9 @@ def test_quantized_merge_keeps_formats_and_reloads_from_its_file(runs, tmp_path,
     dtype = DTYPES[choose_dtype("cpu")]
     skeleton = AUTO[spec["task"]].from_config(AutoConfig.from_pretrained(out), dtype=dtype)
     again = logits(load_quantized(skeleton, out, dtype))
-    assert torch.allclose(again, logits(requantize(rebuild(find_run(folder)), QUANTIZER).model), atol=0.02)
+    assert torch.allclose(
+        again, logits(requantize(rebuild(find_run(folder)), DEFAULT_QUANTIZER).model), atol=0.02
+    )
     with pytest.raises(OSError):  # plain transformers must not load it as an unquantized model
         AUTO[spec["task"]].from_pretrained(out)
 

@@ -11,9 +11,9 @@ from bitrank.cli.arguments import file_path
 from bitrank.cli.help import list_names, quantizers
 from bitrank.errors import UserError
 from bitrank.export.registry import (
+    DEFAULT_QUANTIZER,
     EXPORTS,
     MERGED,
-    QUANTIZER,
     ExportTarget,
     find_quantizer_for,
     find_target,
@@ -56,7 +56,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--quantizer",
         metavar="NAME",
         help="codes of matrices that change, on calibration data of the task "
-        f"(targets: {able}; default: {QUANTIZER}); one of",
+        f"(targets: {able}; default: {DEFAULT_QUANTIZER}); one of",
     )
     list_names(quantizer, quantizers)
     parser.add_argument("--force", action="store_true", help="write even if --max-loss is exceeded")

@@ -28,7 +28,8 @@ class ExportTarget:
     weight is read, for a run that the target does not support. ``runtime`` is the key of
     :data:`~bitrank.planning.restrictions.RUNTIMES` whose formats survive. ``advice`` begins the sentence on
     what to do about an export that adds too much loss. ``can_keep_adapter``: ``--lora`` is supported.
-    ``quantizes``: a quantizer chooses the codes of matrices that change, by default :data:`QUANTIZER`.
+    ``quantizes``: a quantizer, by default :data:`DEFAULT_QUANTIZER`, chooses the codes of matrices that
+    change.
     """
 
     about: str
@@ -149,7 +150,7 @@ EXPORTS: dict[str, ExportTarget] = {
     ),
 }
 MERGED = "merged"
-QUANTIZER = Options.quantizer  # the default
+DEFAULT_QUANTIZER = Options.quantizer
 
 
 def find_quantizer_for(name: str, given: str | None) -> str:
@@ -163,7 +164,7 @@ def find_quantizer_for(name: str, given: str | None) -> str:
     if given is not None and not EXPORTS[name].quantizes:
         able = ", ".join(other for other, entry in EXPORTS.items() if entry.quantizes)
         raise UserError(f"--to {name} quantizes nothing by a quantizer; omit --quantizer (targets: {able})")
-    return find_quantizer(QUANTIZER if given is None else given).name
+    return find_quantizer(DEFAULT_QUANTIZER if given is None else given).name
 
 
 def find_target(name: str, adapter_apart: bool) -> ExportTarget:

@@ -42,8 +42,8 @@ from bitrank.sensitivity.calibration import calibration_batches
 from bitrank.sensitivity.fit_head import logits_and_labels
 from bitrank.sensitivity.measure import real_positions
 
-TOKENS = 6144  # of training text, as calibration data
-_WITHOUT_INPUTS = "search"  # for tables, and for layers that the calibration data do not reach
+TOKENS = 6144  # tokens of training text, the calibration data
+_WITHOUT_INPUTS = "search"  # quantizer of embeddings, and of layers that the calibration data do not reach
 
 
 @dataclass(frozen=True)

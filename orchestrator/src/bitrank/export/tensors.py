@@ -11,7 +11,7 @@ import torch
 from bitrank_quant import Float, Format, QuantWeight
 from torch import Tensor, nn
 
-STATE = torch.bfloat16  # of tensors that are not quantized, and of scales
+STATE = torch.bfloat16  # dtype of tensors that are not quantized, and of scales
 
 Pack = Callable[[QuantWeight], dict[str, Tensor]]
 """The tensors of a matrix by the last part of their names."""

@@ -80,7 +80,7 @@ class Stage:
         inputs: dict[str, Any] = {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)}
         if self.model.config.is_encoder_decoder:
             inputs["decoder_input_ids"] = ids_BT[:, :1]
-        # As transformers decides whether only the last position's logits are computed.
+        # transformers tests the same signature to decide whether to compute the last position's logits alone.
         if "logits_to_keep" in inspect.signature(self.model.get_base_model().forward).parameters:
             inputs["logits_to_keep"] = 1
         with torch.no_grad(), _by_shapes_alone(self.model), LiveBytes() as live:

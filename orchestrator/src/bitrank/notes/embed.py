@@ -56,7 +56,7 @@ class Embedder:
         ids_BT = np.array([one.ids for one in encoded])
         mask_BT = np.array([one.attention_mask for one in encoded], bool)
         sums_BD = (self._hidden(ids_BT, mask_BT) * mask_BT[..., None]).sum(1)
-        # The length removes the division by the number of tokens.
+        # Dividing the sum by its length gives the same unit vector as dividing the mean by its own.
         normal_BD: Array = sums_BD / np.linalg.norm(sums_BD, axis=1, keepdims=True)
         return normal_BD
 

@@ -18,7 +18,7 @@ from bitrank_data import cache_dir
 from bitrank.notes.embed import MODEL, Embedder, read_vectors, write_vectors
 from bitrank.notes.note import Note
 
-_CONSTANT = 60  # Cormack et al.
+_CONSTANT = 60  # k of reciprocal rank fusion, the value of Cormack et al.
 _MAX_CACHED = 50_000
 
 

@@ -11,7 +11,7 @@ from bitrank_quant import parse_format
 from bitrank.planning.prior import SENSITIVE
 from bitrank.sensitivity.tables import Tables
 
-TABLES = "int8"  # of embeddings and heads, where blocks get at least FINE bits beside it
+TABLES = "int8"  # format of embeddings and heads, if it leaves the blocks at least FINE bits
 FINE = 4
 RANK = 8
 

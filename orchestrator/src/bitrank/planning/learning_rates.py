@@ -15,7 +15,7 @@ from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.mlflow_tracker import RATES
 from bitrank.tracking.run_state import StoredRun
 
-SEED = 1000  # of the runs of the grid
+SEED = 1000  # seed of the runs of the grid; no reported run has it
 LOSS = "val/loss"  # metric by which a rate is chosen: at the last validation, which is after the last step
 Cell = tuple[str, str]  # config and task of a run
 

@@ -56,10 +56,10 @@ _ALLOCATORS = (
 )
 _HALF_DECADES = (0.1, 10**-0.5, 1.0, 10**0.5, 10.0)
 
-# A planned arm would repeat an arm of the study.
+# Without planned arms: each would repeat the arm of the study that has its planner.
 _RULE_CONFIGS = tuple(name for name in DEFAULT_CONFIGS if isinstance(CONFIGS[name], Config))
 
-# Arms that no low budget fits: they are compared at their own bytes.
+# Arms in 16 bits fit no low budget, so they are compared at their own bytes.
 SIXTEEN_BITS = tuple(
     name for name, arm in CONFIGS.items() if isinstance(arm, Config) and isinstance(arm.precision, Sixteen)
 )

@@ -31,8 +31,8 @@ from bitrank.planning.race import RACES
 from bitrank.planning.restrictions import TIES, present_groups
 from bitrank.sensitivity.tables import Tables
 
-FIXED_RANK = 8  # of the bits-only planner; the study's choice
-HIGH, LOW = "int8", "nf4-dq"  # of the precision heuristics; the study's choice
+FIXED_RANK = 8  # rank of planners that choose bits alone; the study's choice
+HIGH, LOW = "int8", "nf4-dq"  # the two formats of the precision heuristics; the study's choice
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import Profile
 from bitrank.spec.run_spec import RunSpec
 
-_COST_BASES = 3  # of the candidates of a race
-_CONFIG = "B-FP"  # the run whose time stands for all
+_COST_BASES = 3  # cost bases of a race, each with one candidate per smallest rank
+_CONFIG = "B-FP"  # its forecast time is used for every arm
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def _ranks_by_variance(spec: RunSpec, ranks: Ranks, shapes: Shapes) -> Ranks:
     return ranks_by_variance({name: data.shares(name) for name in ranks}, ranks, shapes)
 
 
-# By the names in bitrank.spec.inits, which needs no torch.
+# The keys are those of bitrank.spec.inits, which the command line reads without importing torch.
 STARTS: dict[str, Start] = {
     "default": Start(_zero),
     "loftq": Start(_residual),

@@ -229,7 +229,7 @@ class Record:
             "train/tokens": progress.tokens,
             "train/skipped_steps": progress.skipped,
             "speed/train_tok_s": progress.tokens / progress.seconds,
-            # Of generated tokens if the kind of task generates, else of evaluated ones.
+            # Speed of generated tokens if the kind of task generates, else of evaluated ones.
             "speed/infer_tok_s": samples.tokens_per_second or final.tokens_per_second,
             **self._memory(device),
             "time/train_s": progress.seconds,

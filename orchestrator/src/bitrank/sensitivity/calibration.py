@@ -147,7 +147,7 @@ def calibration(spec: RunSpec) -> Calibration:
             model,
             opened.heads,
             spec.kind,
-            # Other sequences than those measured on, but in the smallest tasks, which have no others.
+            # Sequences that are not measured on. The smallest tasks have no others: there they overlap.
             calibration_batches(task, _HEAD_SEQUENCES, offset=measured if measured < sequences else count),
             device,
         )

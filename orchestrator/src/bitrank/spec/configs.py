@@ -21,7 +21,7 @@ from bitrank.spec.pruned_rules import AdaptiveRank
 from bitrank.spec.rule_interface import RankRule
 from bitrank.spec.systems import ENCODER_DECODER, SYSTEM, SYSTEMS
 
-PLAN_QUANTIZER = "search"  # of plans that are measured: decision 43
+PLAN_QUANTIZER = "search"  # default of plans that are measured, for the reason in decision 43
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,6 @@ class PlannedArm:
 
 
 Arm = Config | PlannedArm
-
 
 _UNREQUESTED = ("about", "family", "source")  # fields of a planned arm that change no plan
 CONFIGS: dict[str, Arm] = {

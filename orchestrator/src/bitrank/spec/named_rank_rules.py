@@ -14,7 +14,7 @@ from bitrank.spec.rule_interface import RankRule
 from bitrank.spec.rules import FixedRank, RankOn
 from bitrank.spec.system_rules import DecomposedRank, PooledRank, ScalesOnly
 
-_LARGEST = 2**16  # of a parameter, as of every rank
+_LARGEST = 2**16  # upper bound of a rule's parameter, equal to that of ranks
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,10 @@ if TYPE_CHECKING:  # the command line reads configs without importing torch
     from bitrank.spec.inits import Init
 
 SIXTEEN = "bf16"
-_PARTS = {"attention": ("attention", "cross-attention"), "ffn": ("ffn",)}  # of a block: roles of its matrices
+_PARTS = {
+    "attention": ("attention", "cross-attention"),
+    "ffn": ("ffn",),
+}  # part of a block → roles of its matrices
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from bitrank_adapters.errors import AdapterError
 from bitrank_adapters.plans import RankPlan, positive_ranks
 
 Shapes = Mapping[str, tuple[int, int]]
-_HALVINGS = 60  # of the interval of GoRA's budget: to the precision of a float
+_HALVINGS = 60  # bisection steps for GoRA's budget: enough for the precision of a float
 
 
 def ranks_by_variance(

@@ -29,7 +29,7 @@ from bitrank_adapters.rank_hooks import adapted
 from bitrank_adapters.scales import AdapterScale
 
 _ADAPTER = "default"
-_BETA = 0.9  # of the moving average
+_BETA = 0.9  # share of the old value in the moving average of importance
 _EPSILON = 1e-8
 
 

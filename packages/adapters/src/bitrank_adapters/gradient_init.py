@@ -28,7 +28,7 @@ from bitrank_adapters.scales import AdapterScale
 from bitrank_adapters.weight_decomposed import reset_magnitude
 
 _ADAPTER = "default"
-GORA_STEP = 0.05  # GoRA's γ
+GORA_STEP = 0.05  # GoRA's γ, the size of the gradient step that adapters start from
 
 
 class GradientStart(PartStart):

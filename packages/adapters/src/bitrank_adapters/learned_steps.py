@@ -99,7 +99,7 @@ class LearnedStepLinear(nn.Module):
         self.base_layer, self.lora_A, self.lora_B = layer.base_layer, layer.lora_A, layer.lora_B
         self.lora_dropout, self.r, self.scaling = layer.lora_dropout, layer.r, layer.scaling
         self.top, self.group = 2**bits - 1, group
-        # By this attribute of PEFT's layers the fused forms recognize another formula than theirs.
+        # PEFT sets this attribute on layers with another formula; the fused forms leave such layers alone.
         self.lora_variant = {_ADAPTER: type(self)}
         self.in_features, self.out_features = layer.in_features, layer.out_features
         like = layer.lora_A[_ADAPTER].weight

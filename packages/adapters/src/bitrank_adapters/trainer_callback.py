@@ -76,7 +76,7 @@ class AdaLoraCallback(TrainerCallback):
         self._config: Any = kind
         self._hook = ShrinkingRanks(model) if shrink else AdaLoraRanks(model)
         self._masks: dict[str, list[bool]] | None = None
-        self._step = 0  # of the weights that the model holds
+        self._step = 0  # optimizer steps that made the weights that the model holds
         self._finished = False
         self._logs: dict[str, float] = {}
         self._cut = False

@@ -15,7 +15,7 @@ from typing import Any
 from bitrank_data.errors import DataError
 from bitrank_data.hub_cache import cached_commit
 
-_BUILDERS = {".parquet": "parquet", ".jsonl": "json"}  # of the library datasets, by suffix
+_BUILDERS = {".parquet": "parquet", ".jsonl": "json"}  # suffix → builder of the library datasets
 _LOCAL_COPY = (
     "give a local copy with --data FOLDER (saved with save_to_disk, or train/validation/test files in CSV, "
     "JSONL or Parquet)"

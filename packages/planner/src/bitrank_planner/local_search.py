@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 _MOVES = 1500  # options tried in pairs: those of least reduced cost
-_FOUR = 1200  # options tried in fours, under one limit
-_PASSES = 100
-_TRIED = 2000  # fours inspected for one whose moves are of different items
+_FOUR = 1200  # options tried in 4-item exchanges, under one limit
+_PASSES = 100  # most exchanges of one search
+_TRIED = 2000  # 4-item exchanges tried before giving up on one with four distinct items
 # Gains below this share of the summed costs are rounding errors. Without the threshold, exchanges between
 # equal items would repeat in a cycle.
 _ROUNDING = 1e-14

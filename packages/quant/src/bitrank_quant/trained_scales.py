@@ -47,7 +47,7 @@ def _row_steps(_fmt: Int8Row, tensors: Tensors) -> Tensor:
 
 # The factor of each weight's scale, (groups, group size), by kind of format.
 _STEPS: dict[type, Steps] = {Affine: _affine_steps, Symmetric: _symmetric_steps, Int8Row: _row_steps}
-_TRAINED = ("scale", "minimum")  # names of trained tensors, of those that a format stores
+_TRAINED = ("scale", "minimum")  # stored tensors of a format that train, if the format has them
 
 
 def why_no_scales(fmt: Format) -> str | None:

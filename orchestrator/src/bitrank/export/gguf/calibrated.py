@@ -18,7 +18,8 @@ from bitrank.export.gguf.tensor_types import TENSOR_TYPES
 from bitrank.export.rebuild import Rebuilt
 from bitrank.export.requantize import requantize
 
-_UNROUNDED = "fp32"  # of matrices that a quantizer cannot choose codes for, while it chooses those of others
+# Format of matrices whose codes the quantizer cannot choose, while it chooses those of the others.
+_UNROUNDED = "fp32"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ from bitrank_analysis.metrics import metric_of
 
 LayeredChart = alt.LayerChart | alt.FacetChart  # what altair's `layer(…).properties(…)` may return
 _SPREAD = 0.012  # shift between two arms of one budget, as a share of its bytes
-_FAR = 3.0  # times the difference of nine arms in ten: beyond it an arm would hide the others' differences
+# Multiple of the 90th percentile of the arms' absolute differences. An arm beyond it is drawn at the edge: on
+# its scale the others' differences would not be visible.
+_FAR = 3.0
 
 
 def difference_bytes(frame: pd.DataFrame, task: str) -> Figure:

@@ -15,7 +15,7 @@ import pandas as pd
 from bitrank_analysis.statistics.intervals import Floats
 
 # Relative spread of repeated runs of one config: 1,003 and 1,045 MiB with glibc's malloc, 803 to 808 MiB in
-# five runs with tcmalloc. See EXPERIMENTS.md.
+# five runs with tcmalloc (docs/lab-notebook/2026-11-26.md).
 PRIOR = {"peak_mib": 0.02}
 _PRIOR_DF = 4.0
 

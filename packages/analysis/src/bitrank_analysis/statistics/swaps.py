@@ -18,7 +18,7 @@ from bitrank_analysis.corpus_scores import Score
 from bitrank_analysis.statistics.intervals import Floats
 from bitrank_analysis.statistics.signflips import subsets
 
-_EQUAL = 1e-12  # relative difference of two orders of summation
+_EQUAL = 1e-12  # relative difference up to which two sums are equal, since their order of summation differs
 
 
 @dataclass(frozen=True)

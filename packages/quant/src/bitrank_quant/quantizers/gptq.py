@@ -26,7 +26,7 @@ from bitrank_quant.quantizers.grids import grid_of, nested
 from bitrank_quant.quantizers.refine import Refinement
 from bitrank_quant.quantizers.search import fit_scales, rows_at_once, search, settle, split_scales
 
-DAMPING = 0.01  # of the mean of H's diagonal, added to the diagonal
+DAMPING = 0.01  # share of the mean of H's diagonal that is added to the diagonal
 _TRIES = 6  # each with ten times the damping of the one before
 REFINEMENTS = 2  # rounds: the second lowers the error by about 2 %, a third by 1 %
 

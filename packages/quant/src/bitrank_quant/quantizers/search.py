@@ -20,7 +20,7 @@ from bitrank_quant.quantizers.grid import Grid, Scales
 from bitrank_quant.quantizers.grids import grid_of
 
 CANDIDATES = 16
-SMALLEST = 0.4  # of the full range: a smaller one clips more than even 2 bits gain
+SMALLEST = 0.4  # least range that is tried, as a share of the full one: less clips more than even 2 bits gain
 _REFITS = 3
 _PART = 2**20  # weights in fp32 at once
 # On a CPU, weights searched at once for each thread: the dozens of passes over them stay in its cache.

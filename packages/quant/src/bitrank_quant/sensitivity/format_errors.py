@@ -109,7 +109,8 @@ def _errors(
         stored = stored_in(module, fmt, quantizer, moments.quantizer_inputs())
         plain, by_input, table, *head = _weighted_squares(weight_OI, stored, moments)
         looked_up = stored.decode_rows(sample.ids_N).float() - weight_OI[sample.ids_N]
-        # The gradients of a tied head span the vocabulary and are not kept: it adds its Fisher part.
+        # The gradients of a tied head span the vocabulary and are not kept, so the error at its output is
+        # replaced by its Fisher term.
         output = sample.output_error(looked_up) + 0.5 * sum(head)
         return FormatErrors(nbytes, plain, by_input, 0.5 * sum((table, *head)), output, torch.zeros(0))
     stored = stored_in(module, fmt, quantizer, sample.quantizer_inputs)

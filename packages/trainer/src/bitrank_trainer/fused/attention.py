@@ -25,7 +25,9 @@ from bitrank_trainer.fused.own_attention import own_attention
 from bitrank_trainer.fused.row_kernels import Rows
 
 NAME = "bitrank"
-_KEPT = 1  # in units of the head size: with more keys than this the probabilities are larger than q
+# Most keys for which probabilities are kept for the backward pass, as a multiple of the head size: with more
+# keys they are larger than q.
+_KEPT = 1
 
 
 def register_attention(rows: Rows | None = None) -> str:

@@ -14,7 +14,7 @@ import psutil
 import torch
 
 _MIB = 1024.0
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt in malloc.h
 
 
 def peak_memory_mib() -> float:
