@@ -34,7 +34,7 @@ from bitrank.spec.make_spec import make_spec
 from bitrank.spec.plan_file import check_plan_data, plan_data, read_plan
 from bitrank.spec.plan_file import save_plan as _save_plan
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.rule_interface import AttachOptions
+from bitrank.spec.rule_interface import AttachOptions, RankRule
 from bitrank.spec.run_spec import RunSpec
 
 if TYPE_CHECKING:
@@ -224,23 +224,7 @@ def attach(
     data = check_plan_data({"precision": {}, **plan}, "the plan")
     config = config_of_plan(data, "the plan")
     chosen_init = init or data.get("init", config.settings.get("init", "default"))
-    if chosen_init != "default":
-        raise UserError(
-            f"the adapters of this plan start with init={chosen_init!r}, which is computed while a run "
-            "quantizes its base; train it with `bitrank run --plan`, plan with init='default', or give "
-            "init='default' to start the adapters at zero"
-        )
-    rule = config.rank
-    if rule.needs_hook and not data["adaptive"]:
-        name = data["rank_rule"].get("name") or data["rank_rule_of"].get("config")
-        raise UserError(
-            f"the rank rule {name} changes or converts adapters while a run trains and saves "
-            "them; train it with `bitrank run --plan`, or give a rule with constant ranks"
-        )
-    if rule.triplets and total_steps is None:
-        raise UserError(
-            "this plan is adaptive (AdaLoRA): give total_steps, the optimizer steps of the training"
-        )
+    _check_attachable(data, config.rank, chosen_init, total_steps)
     blocks = [m for m in weight_matrices(model) if m.adaptable]
     options = AttachOptions(
         scale=scale if isinstance(scale, AdapterScale) else AdapterScale(scale, RunSpec.scale_policy),
@@ -248,7 +232,7 @@ def attach(
         seed=seed,
         total_steps=total_steps or 0,
     )
-    adapted, _ = rule.attach(model, rule.assign_ranks(blocks), options)
+    adapted, _ = config.rank.attach(model, config.rank.assign_ranks(blocks), options)
     return adapted
 
 
@@ -299,6 +283,26 @@ def _as_data(result: PlanResult, init: str, quantizer: str) -> Plan:
     data = plan_data(result.plan, result.sizes.matrices, result.problem.budget, init, quantizer)
     data["planning_seconds"] = {"measuring": result.tables.seconds, "choosing": result.choosing}
     return check_plan_data(data, "the plan")
+
+
+def _check_attachable(data: Plan, rule: RankRule, init: str, total_steps: int | None) -> None:
+    """Raise :class:`UserError` for adapters that only a run can start, train or save, or without a length."""
+    if init != "default":
+        raise UserError(
+            f"the adapters of this plan start with init={init!r}, which is computed while a run "
+            "quantizes its base; train it with `bitrank run --plan`, plan with init='default', or give "
+            "init='default' to start the adapters at zero"
+        )
+    if rule.needs_hook and not data["adaptive"]:
+        name = data["rank_rule"].get("name") or data["rank_rule_of"].get("config")
+        raise UserError(
+            f"the rank rule {name} changes or converts adapters while a run trains and saves "
+            "them; train it with `bitrank run --plan`, or give a rule with constant ranks"
+        )
+    if rule.triplets and total_steps is None:
+        raise UserError(
+            "this plan is adaptive (AdaLoRA): give total_steps, the optimizer steps of the training"
+        )
 
 
 def _heads(model: nn.Module) -> list[str]:

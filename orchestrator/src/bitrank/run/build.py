@@ -21,7 +21,7 @@ from bitrank.models.padding import padding_message
 from bitrank.process.compute import Compute, scale_of
 from bitrank.run.adapter_init import allocated_ranks, choose_init
 from bitrank.run.notices import notice, unfused_message
-from bitrank.run.plans import make_plans, store_base
+from bitrank.run.plans import Plans, make_plans, store_base
 from bitrank.run.quantizers import encoder
 from bitrank.run.record import Record
 from bitrank.spec.adapter_hook import AdapterHook
@@ -76,17 +76,7 @@ def build_model(
     plans = make_plans(config, loaded)
     plans = replace(plans, ranks=allocated_ranks(spec, plans.ranks, loaded.model))
     if record is not None:
-        record.plan(
-            plans.formats,
-            plans.ranks,
-            plans.quantizable,
-            plans.left,
-            loaded.parameters,
-            loaded.new_modules,
-            quantizer=spec.quantizer,
-        )
-    if record is not None:
-        record.notices("weights", loaded.notices)
+        _record_plan(record, spec, loaded, plans)
     start = overrides.init or config.rank.start(plans.ranks, encoder(spec))
     applied, init = quantize_base(spec, compute, loaded, plans.formats, plans.ranks, start)
     model, hook = attach_adapters(spec, config, loaded.model, plans.ranks, loaded.trained_modules, steps)
@@ -105,21 +95,34 @@ def build_model(
     return Built(model, hook, loaded.tokenizer, applied)
 
 
+def _record_plan(record: Record, spec: RunSpec, loaded: Loaded, plans: Plans) -> None:
+    record.plan(
+        plans.formats,
+        plans.ranks,
+        plans.quantizable,
+        plans.left,
+        loaded.parameters,
+        loaded.new_modules,
+        quantizer=spec.quantizer,
+    )
+    record.notices("weights", loaded.notices)
+
+
 def quantize_base(
     spec: RunSpec,
     compute: Compute,
     loaded: Loaded,
-    bits: dict[str, str],
+    formats: dict[str, str],
     ranks: dict[str, int],
     init: AdapterStart | None = None,
 ) -> tuple[dict[str, Applied], AdapterStart]:
-    """Read and quantize ``loaded`` in the formats ``bits``; the base depends on how adapters start.
+    """Read and quantize ``loaded`` in ``formats``; the base depends on how adapters start.
 
     ``init`` defaults to the initialization of ``spec`` for ``ranks``. Returns the format and backend of each
     matrix, and the initialization, which holds the values of the adapters.
     """
     chosen = choose_init(spec, ranks) if init is None else init
-    return store_base(spec, loaded, bits, chosen, compute.device, compute.dtype), chosen
+    return store_base(spec, loaded, formats, chosen, compute.device, compute.dtype), chosen
 
 
 def attach_adapters(
