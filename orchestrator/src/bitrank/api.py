@@ -63,7 +63,7 @@ def plan(
         model: the name of an embedded model (``minilm``, ``smollm2``), a hub id, a folder in hub format, or a
             transformers model in memory, with float weights and its task's head. A model in memory is saved
             to a temporary folder for the measurement, and does not change.
-        task: a task's name (``movie_sentences``) or the path of a file or folder of files of your own.
+        task: a task's name (``movie_sentences``) or the path of your own file or folder of files.
         budget: bytes of model and adapters together (``9MB``), stored bits per base parameter
             (``3.5bits``), or the bytes of a config on this model (``=B-Q4``).
         tokenizer: tokenizer of a model in memory; default: the one at ``model.name_or_path``.

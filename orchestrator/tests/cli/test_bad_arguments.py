@@ -62,7 +62,7 @@ def rejection(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (("study", "allocators", "--seeds", "-1"), "must be 0 or more, got -1"),
         (("study", "allocators", "--budgets", ""), "expected names separated by commas"),
         (
-            ("plan", "--task", "toy_sentences", "--budget", "1MB", "--seconds", "nan"),
+            ("plan", "--task", "toy_sentences", "--budget", "1MB", "--time-limit", "nan"),
             "must be a finite number above 0",
         ),
         (

@@ -37,6 +37,25 @@ def test_every_command_has_help_with_examples(capsys, command: str) -> None:
     assert "examples:" in output and f"bitrank {command}" in output
 
 
+@pytest.mark.parametrize("command", ["matrix", "run", "plan", "study", "list", "export"])
+def test_help_says_what_an_omitted_option_means_without_a_value_of_python(capsys, command: str) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert not re.search(r"\b(None|True|False)\b", capsys.readouterr().out)
+
+
+def test_help_of_a_run_describes_the_default_configs_and_names_the_list_of_all(
+    capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "2000")  # no line break inside of a name
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    text = capsys.readouterr().out.partition("--config CONFIG ")[2].rpartition("  --task TASK ")[0].strip()
+    described = "; ".join(f"{name}: {CONFIGS[name].about}" for name in DEFAULT_CONFIGS)
+    assert text.endswith(f"{described}; all: `bitrank list --arms`")
+    assert all(f"{name}: " not in text for name in set(CONFIGS) - set(DEFAULT_CONFIGS))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -202,7 +202,7 @@ def test_named_columns_and_a_test_file_reach_run_and_plan(tmp_path: Path) -> Non
 def test_options_of_files_for_a_named_task_are_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["run", "--task", "toy_sentences", "--config", "B-FP", "--label-column", "stars"]
     assert main([*words, "--profile", "smoke"]) == 2
-    assert "label_column: for files of your own only" in capsys.readouterr().err
+    assert "label_column: only for your own files" in capsys.readouterr().err
 
 
 def test_loss_of_a_chat_is_that_of_its_answers_by_plain_transformers(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_exact_plan_reports_its_proven_bound(capsys: Any) -> None:
     assert main(["plan", *SMOKE, *arguments]) == 0
     assert "optimal among plans with these options" in capsys.readouterr().out
     with pytest.raises(SystemExit) as exit_info:
-        main(["plan", *SMOKE, *arguments, "--seconds", "0"])
+        main(["plan", *SMOKE, *arguments, "--time-limit", "0"])
     assert exit_info.value.code == 2 and "must be a finite number above 0" in capsys.readouterr().err
 
 

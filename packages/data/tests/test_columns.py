@@ -146,7 +146,7 @@ def test_wrong_names_are_refused(tmp_path: Path, options: FileOptions, message: 
 
 
 def test_options_of_files_are_refused_for_other_tasks() -> None:
-    with pytest.raises(DataError, match="text_column: for files of your own only, and toy_sentences is none"):
+    with pytest.raises(DataError, match="text_column: only for your own files, and toy_sentences is not one"):
         open_task("toy_sentences", options=FileOptions("text"))
 
 

@@ -71,7 +71,7 @@ def study_arms() -> list[str]:
 
 
 def exact_planners() -> list[str]:
-    """Planners that ``--seconds`` limits."""
+    """Planners that ``--time-limit`` limits."""
     from bitrank.planning.planners import PLANNERS
 
     return [name for name, planner in PLANNERS.items() if planner.effort]

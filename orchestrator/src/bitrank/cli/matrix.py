@@ -21,7 +21,7 @@ from bitrank.cli.options import (
 from bitrank.errors import UserError
 from bitrank.execution import registry
 from bitrank.run.text_scores import check_scores
-from bitrank.spec.configs import CONFIGS
+from bitrank.spec.configs import CONFIGS, DEFAULT_CONFIGS
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import PROFILES, find_profile
 from bitrank.spec.run_spec import RunSpec
@@ -103,10 +103,12 @@ def add_matrix(commands: Any) -> None:
 def add_run(commands: Any) -> None:
     parser = add_command(commands, "run", "execute one run", RUN, _run)
     parser.add_argument(
-        "--config", help="; ".join(f"{name}: {config.about}" for name, config in CONFIGS.items())
+        "--config",
+        help="; ".join(f"{name}: {CONFIGS[name].about}" for name in DEFAULT_CONFIGS)
+        + "; all: `bitrank list --arms`",
     )
     task = parser.add_argument(
-        "--task", required=True, help="the path of a file or folder of your own, or a task's name"
+        "--task", required=True, help="the path of your own file or folder, or a task's name"
     )
     list_names(task, tasks)
     parser.add_argument(

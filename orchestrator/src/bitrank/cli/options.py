@@ -90,7 +90,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def add_file_options(parser: argparse.ArgumentParser) -> None:
-    """Options of a task that is a file of one's own."""
+    """Options of a task that is the user's own file."""
     add_field(parser, "--text-column", "text_column", metavar="NAME")
     add_field(parser, "--label-column", "label_column", metavar="NAME")
     add_field(parser, "--test-file", "test_file", metavar="FILE")

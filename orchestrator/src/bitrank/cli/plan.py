@@ -13,7 +13,7 @@ from bitrank.cli.plan_request import config_spec, measured_spec, plan_request, p
 from bitrank.errors import UserError
 from bitrank.process.fast_imports import quick_imports
 from bitrank.spec.embedded_models import EMBEDDED_MODELS
-from bitrank.spec.inits import PLANNED_INITS
+from bitrank.spec.inits import INITS, PLANNED_INITS
 from bitrank.spec.learning import LEARNING
 
 EXAMPLES = """examples:
@@ -85,8 +85,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--init",
         default="lq-lora",
         choices=PLANNED_INITS,
-        help="initialization of adapters; with lq-lora, rank reduces the quantization error "
-        "(default: lq-lora)",
+        help="initialization of adapters; with lq-lora, rank reduces the quantization error (lq-lora unless "
+        f"given): {', '.join(f'{name} ({INITS[name].about})' for name in PLANNED_INITS)}",
     )
     quantizer = parser.add_argument(
         "--quantizer",
@@ -137,15 +137,17 @@ def _add_effort(parser: argparse.ArgumentParser) -> None:
         help="optimizer steps of one evaluation, in a race of the first round (default: 10)",
     )
     parser.add_argument(
-        "--draw",
+        "--random-plan-number",
         type=whole(0, 2**31),
         default=0,
-        help="number of the random plan of random-plan (default: 0)",
+        metavar="NUMBER",
+        help="which random plan the planner random-plan returns (default: 0)",
     )
     limit = parser.add_argument(
-        "--seconds",
+        "--time-limit",
         type=positive,
         default=60.0,
+        metavar="SECONDS",
         help="time limit of one exact solution; at the limit the best plan so far is returned with its "
         "proven gap (default: 60); of the planners",
     )
@@ -219,7 +221,7 @@ def _plan_from_measurements(arguments: argparse.Namespace) -> int:
         f"({8 * result.plan.nbytes / result.sizes.parameters:.2f} bits per parameter)",
         "trainable": f"{result.plan.trainable:,} parameters",
         "added loss": f"{result.plan.cost:.4f} nats, of {result.tables.base:.4f} measured in 16 bits",
-        **proven(result.plan, arguments.seconds),
+        **proven(result.plan, arguments.time_limit),
         "peak memory": f"{_mib(parts.peak)}: weights {_mib(parts.stored)}, adapters {_mib(parts.adapters)}, "
         f"gradients {_mib(parts.gradients)}, optimizer {_mib(parts.optimizer)}, "
         f"activations {_mib(parts.activations)}, process {_mib(parts.imports + parts.overhead)}",
@@ -247,7 +249,7 @@ def _plan_from_config(arguments: argparse.Namespace) -> int:
         "model and adapters": f"{plan.nbytes:,} of {problem.budget:,} bytes "
         f"({8 * plan.nbytes / sizes.parameters:.2f} bits per parameter, {sizes.parameters:,} parameters)",
         "added loss": f"{plan.cost:.3f} nats by prior (nothing was measured: see bitrank.planning.prior)",
-        **proven(plan, arguments.seconds),
+        **proven(plan, arguments.time_limit),
         "training memory": f"{_mib(parts.peak)} with {spec.batch_size} × {spec.max_length} tokens, without "
         f"libraries: weights {_mib(parts.weights)}, adapters {_mib(parts.adapters)}, "
         f"gradients {_mib(parts.gradients)}, optimizer {_mib(parts.optimizer)}, "

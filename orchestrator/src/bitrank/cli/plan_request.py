@@ -51,11 +51,11 @@ def plan_request(arguments: argparse.Namespace, budget: str) -> PlanRequest:
         _pins(arguments.pin),
         arguments.evaluations,
         arguments.steps,
-        arguments.seconds,
+        arguments.time_limit,
         tuple(dict.fromkeys(arguments.tie or ())),
         arguments.runtime,
         arguments.learning,
-        arguments.draw,
+        arguments.random_plan_number,
     )
 
 

@@ -28,7 +28,7 @@ class Init:
 
 
 INITS: dict[str, Init] = {
-    "default": Init("zero: B = 0, as in LoRA"),
+    "default": Init("PEFT's start, B = 0, as in LoRA"),
     "loftq": Init("the residual of quantization, by LoftQ", residual=True),
     "lq-lora": Init(
         "the residual weighted by the Fisher information, by LQ-LoRA", residual=True, weighted=True

@@ -91,16 +91,19 @@ class RunSpec:
         dict[str, Any], About("the rules for formats and ranks as plain data; follow from config or plan")
     ] = field(default_factory=dict)
     plan: Annotated[Text | None, About("path of a plan file that replaces the config")] = None
-    data: Annotated[Text | None, About("local folder with the data of a hub task; None: the hub")] = None
+    data: Annotated[
+        Text | None, About("local folder with the data of a hub task (default: from the hub)")
+    ] = None
     text_column: Annotated[
         Text | None,
-        About("column of the text in a file of one's own, or two names a,b for pairs; None: by convention"),
+        About("text column of your own file, or two names a,b for pairs (default: detected by name)"),
     ] = None
     label_column: Annotated[
-        Text | None, About("column of the label in a file of one's own; None: by convention")
+        Text | None, About("label column of your own file (default: detected by name)")
     ] = None
     test_file: Annotated[
-        Text | None, About("file of one's own with the test split; None: split off by hash, or in the folder")
+        Text | None,
+        About("your own file with the test split (default: split off by hash, or found in the folder)"),
     ] = None
     steps: Annotated[Count | None, About("length of training", "optimizer steps")] = None
     epochs: Annotated[
@@ -123,7 +126,7 @@ class RunSpec:
     weight_decay: Annotated[NotNegative, About("decoupled weight decay of AdamW")] = 0.0
     clip: Annotated[Positive, About("maximum norm of the gradient; a larger gradient is scaled down")] = 1.0
     dropout: Annotated[
-        Fraction | None, About("dropout in all layers of the model; None: the model's own")
+        Fraction | None, About("dropout in all layers of the model (default: the model's own)")
     ] = None
     adapter_dropout: Annotated[
         Fraction | None, About("dropout of the inputs of adapters, with PEFT's layers, which are slower")
@@ -135,19 +138,19 @@ class RunSpec:
         About("how the scale of an adapter of another rank follows from s"),
     ] = "alpha"
     rank: Annotated[
-        Rank | None, About("rank of all adapters, of arms with one rank; None: the arm's own")
+        Rank | None, About("rank of all adapters, of arms with one rank (default: the arm's own)")
     ] = None
-    init_r: Annotated[Rank | None, About("AdaLoRA's first rank; None: the arm's own")] = None
-    target_r: Annotated[Rank | None, About("AdaLoRA's last mean rank; None: the arm's own")] = None
+    init_r: Annotated[Rank | None, About("AdaLoRA's first rank (default: the arm's own)")] = None
+    target_r: Annotated[Rank | None, About("AdaLoRA's last mean rank (default: the arm's own)")] = None
     max_length: Annotated[Length, About("longest sequence; longer texts are cut or split", "tokens")] = 128
     special_tokens: Annotated[
         bool, About("whether the tokenizer adds its own tokens to a text (BOS, [CLS], [SEP])")
     ] = True
     test_windows: Annotated[
-        Count | None, About("part of each document in the test; None: all", "windows of max_length")
+        Count | None, About("part of each document in the test (default: all)", "windows of max_length")
     ] = None
     validation_windows: Annotated[
-        Count | None, About("part of each document in validation; None: all", "windows of max_length")
+        Count | None, About("part of each document in validation (default: all)", "windows of max_length")
     ] = None
     log_every: Annotated[Count, About("interval between records of the training loss", "optimizer steps")] = (
         50
@@ -178,7 +181,7 @@ class RunSpec:
         About("dtype of computation and of unquantized weights; auto: a fast one for the device"),
     ] = "auto"
     threads: Annotated[
-        Workers | None, About("threads of a CPU; None: all cores that the process may use")
+        Workers | None, About("threads of a CPU (default: all cores that the process may use)")
     ] = None
     memory_limit: Annotated[
         Bytes | None, About("memory limit of the process; batches are split into smaller passes", "bytes")

@@ -41,7 +41,7 @@ def _source(name: str, folder: str | None, options: FileOptions | None, commit: 
         return file_source(Path(name), options)
     if options is not None and options.given:
         raise DataError(
-            f"{', '.join(options.given)}: for files of your own only, and {name} is none; remove it"
+            f"{', '.join(options.given)}: only for your own files, and {name} is not one; remove it"
         )
     if name in EMBEDDED:
         return EMBEDDED[name]
