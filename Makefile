@@ -36,7 +36,7 @@ MKDOCS     = NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs
 SITE_CHECK = .mypy_cache/site
 
 .DEFAULT_GOAL := help
-.PHONY: help install matrix list report paper paper-pdf arxiv doctor ui bench test test-run lint mypy docs format release clean docker-cpu docker-cuda docker-rocm docker-lint docker-verify
+.PHONY: help install matrix list report paper paper-pdf arxiv doctor ui bench test test-run lint mypy reference docs format release clean docker-cpu docker-cuda docker-rocm docker-lint docker-verify
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | sort -u | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -109,7 +109,10 @@ lint: install ## ruff, mypy, codespell, and a strict build of the documentation
 mypy: install ## types alone
 	@$(MYPY)
 
-docs: install ## the documentation site in site/, with the command line and spec references generated
+reference: install ## renew docs/reference/cli.md, spec.md and names.md, which are made from the code
+	@$(PY) tools/docs/write_reference.py
+
+docs: reference ## the documentation site in site/
 	@$(MKDOCS) build --strict --site-dir site
 	@echo "open site/index.html, or serve it: $(VENV)/bin/python -m http.server --directory site"
 

@@ -29,6 +29,16 @@ def _modules_of_the_site(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(PAGES), *sys.path])
 
 
+def test_committed_reference_pages_equal_those_made_from_the_code(tmp_path: Path) -> None:
+    from write_reference import GENERATED, REFERENCE, write_reference
+
+    write_reference(tmp_path)
+    made = {name: (tmp_path / name).read_text(encoding="utf-8") for name in GENERATED}
+    committed = {name: (REFERENCE / name).read_text(encoding="utf-8") for name in GENERATED}
+    stale = [name for name, text in made.items() if text != committed[name]]
+    assert stale == [], "renew them with `make reference`"
+
+
 def test_command_line_page_has_every_command_and_option() -> None:
     from cli_page import cli_page, find_parser
 

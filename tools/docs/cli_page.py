@@ -17,7 +17,8 @@ def cli_page() -> str:
     lines = [
         "# Command line",
         "",
-        "This page is generated from the argument parser. `bitrank COMMAND --help` prints the same text.",
+        "This page is generated from the argument parser (`make reference` renews it).",
+        "`bitrank COMMAND --help` prints the same text.",
         "",
         parser.description or "",
         "",

@@ -1,34 +1,20 @@
-"""Hooks of mkdocs: add the generated reference pages, and convert Sphinx roles of docstrings.
+"""Hooks of mkdocs: add the page of the orchestrator's modules, and convert Sphinx roles of docstrings.
 
-Reference pages are made from the code at build time, so they cannot disagree with it.
+The page changes with every docstring, so it is made at build time and not committed; nothing outside the site
+links to it. ``write_reference.py`` makes the other generated pages.
 """
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cli_page import cli_page
 from mkdocs.structure.files import File, Files
 from modules_page import modules_page
-from names_page import names_page
-from spec_page import spec_page
 
-GENERATED: dict[str, Callable[[], str]] = {
-    "reference/cli.md": cli_page,
-    "reference/spec.md": spec_page,
-    "reference/names.md": names_page,
-    "reference/api/bitrank.md": modules_page,
-}
 # Docstrings use Sphinx roles such as :class:`~bitrank.errors.UserError`; print the last name as code.
 _ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc):<code>~?(?:[\w.]+\.)?(\w+)</code>")
-
-
-# Reading the registries imports bitsandbytes, which warns about optional kernels.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def on_config(config: Any) -> Any:
@@ -48,9 +34,8 @@ def _expand(entries: list[Any], root: Path) -> None:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add every page of :data:`GENERATED`."""
-    for path, make in GENERATED.items():
-        files.append(File.generated(config, path, content=make()))
+    """Add the page of the orchestrator's modules."""
+    files.append(File.generated(config, "reference/api/bitrank.md", content=modules_page()))
     return files
 
 

@@ -13,7 +13,8 @@ def names_page() -> str:
     parts = [
         "# Names",
         "",
-        "Everything that a command line or a plan file chooses by name, generated from the registries.",
+        "Everything that a command line or a plan file chooses by name, generated from the registries",
+        "(`make reference` renews this page).",
         "",
         *_configs(),
         *_profiles(),
@@ -99,7 +100,9 @@ def _backends() -> list[str]:
         "In order of preference.",
         "",
         *table(("name", "what it is", "devices", "formats"), served),
-        "## `--quant-backend`",
+        "## Backend overrides",
+        "",
+        "`--quant-backend`.",
         "",
         *table(("name", "meaning", "format of low-bit matrices", "backend", "device"), shown),
     ]

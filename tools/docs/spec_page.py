@@ -31,7 +31,7 @@ def spec_page() -> str:
         "",
         "A spec holds everything that decides the numbers of one run. Its id (`spec_id`) is the hash of all",
         "fields. `--set KEY=VALUE` sets a field marked *settable*; other fields have their own options or",
-        "follow from them. This page is generated from `RunSpec`.",
+        "follow from them. This page is generated from `RunSpec` (`make reference` renews it).",
         "",
         *_prose(inspect.getdoc(spec) or ""),
         "",
