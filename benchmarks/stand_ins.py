@@ -42,7 +42,7 @@ FLOOR = 0.01  # nats: ratios of smaller differences are mostly noise of the samp
 
 
 @dataclass(frozen=True)
-class Added:
+class AddedLoss:
     """Added ``loss`` and ``divergence`` from the unquantized model, in nats of a label."""
 
     loss: float
@@ -55,11 +55,11 @@ class Row:
 
     text: str
     part: str
-    real: Added
-    imitated: Added
+    real: AddedLoss
+    imitated: AddedLoss
 
 
-class Bench:
+class StandInEvaluator:
     """An unquantized model whose block matrices can be replaced, evaluated on fixed texts."""
 
     def __init__(self, ready: Calibration, batches: Sequence[Batch]) -> None:
@@ -77,16 +77,16 @@ class Bench:
             kept = labels_N != IGNORED
             yield F.log_softmax(logits_NC[kept].float(), dim=-1), labels_N[kept]
 
-    def _evaluated(self) -> Added:
+    def _evaluated(self) -> AddedLoss:
         """Loss and divergence of the model as it is."""
         loss, divergence, count = 0.0, 0.0, 0
         for before_NC, (logs_NC, labels_N) in zip(self._logs, self._predictions(), strict=True):
             loss += float(F.nll_loss(logs_NC, labels_N, reduction="sum"))
             divergence += float(F.kl_div(logs_NC, before_NC, reduction="sum", log_target=True))
             count += len(labels_N)
-        return Added(loss / count, divergence / count)
+        return AddedLoss(loss / count, divergence / count)
 
-    def added(self, text: str, parts: Sequence[str]) -> dict[str, Added]:
+    def added(self, text: str, parts: Sequence[str]) -> dict[str, AddedLoss]:
         """Added loss and divergence of the format ``text`` on each of ``parts``."""
         made: dict[str, dict[str, nn.Module]] = {}
         for matrix in self.blocks:
@@ -98,7 +98,7 @@ class Bench:
             for name in chosen:
                 swap_weights(self._ready.model, made[name])
             now = self._evaluated()
-            found[part] = Added(now.loss - self.base, now.divergence)
+            found[part] = AddedLoss(now.loss - self.base, now.divergence)
             for name in chosen:
                 swap_weights(self._ready.model, self._plain[name])
         return found
@@ -119,13 +119,13 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
         batches = _first(ready.held_out, arguments.sequences if name == "smollm2" else 256)
         tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
-        bench = Bench(ready, batches)
+        evaluator = StandInEvaluator(ready, batches)
         rows: list[Row] = []
         for text in formats:
-            rows += _rows(bench, text)
-            _write(name, bench.base, tokens, rows, {})
-        eight = {text: bench.added(text, ["all blocks"])["all blocks"] for text in EIGHT_BITS}
-        _write(name, bench.base, tokens, rows, eight)
+            rows += _rows(evaluator, text)
+            _write(name, evaluator.base, tokens, rows, {})
+        eight = {text: evaluator.added(text, ["all blocks"])["all blocks"] for text in EIGHT_BITS}
+        _write(name, evaluator.base, tokens, rows, eight)
 
 
 def _first(batches: Sequence[Batch], sequences: int) -> list[Batch]:
@@ -137,14 +137,14 @@ def _first(batches: Sequence[Batch], sequences: int) -> list[Batch]:
     return chosen
 
 
-def _rows(bench: Bench, text: str) -> list[Row]:
-    real, imitated = (bench.added(name, list(PARTS)) for name in (text, f"noise16-{text}"))
+def _rows(evaluator: StandInEvaluator, text: str) -> list[Row]:
+    real, imitated = (evaluator.added(name, list(PARTS)) for name in (text, f"noise16-{text}"))
     rows = [Row(text, part, real[part], imitated[part]) for part in PARTS]
     print(*rows, sep="\n", flush=True)
     return rows
 
 
-def _write(name: str, base: float, tokens: int, rows: Sequence[Row], eight: dict[str, Added]) -> None:
+def _write(name: str, base: float, tokens: int, rows: Sequence[Row], eight: dict[str, AddedLoss]) -> None:
     """Write the section of the model ``name``: agreement of both measures, and all values."""
     at_8 = [f"{text} {one.loss:+.4f} nats (divergence {one.divergence:.5f})" for text, one in eight.items()]
     cells = []
