@@ -2,8 +2,9 @@
 
 Generation is greedy and deterministic. It works on every split whose sequences have a prompt and a
 completion, the last run of targets, such as the last answer of a dialogue: encoder-decoders read the prompt
-in the encoder, decoders continue it. Texts are generated in batches of prompts of similar length, with cached
-keys.
+in the encoder, decoders continue it. A text ends at the tokenizer's end of a text, and with decoders at the
+token that closes the completions (:mod:`bitrank.run.end_markers`). Texts are generated in batches of prompts
+of similar length, with cached keys.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from bitrank.errors import UserError, unknown
 from bitrank.models.positions import table_limit
+from bitrank.run.end_markers import before_end, end_marker, ending_ids, without_marker
 from bitrank.run.text_scores import Scored, score_texts
 from bitrank.spec.task_kinds import Generation, task_kind
 
@@ -97,13 +99,14 @@ def scored_texts(
 ) -> Samples:
     """Generate from every prompt of ``split`` and compare each text with its completion.
 
-    The reference is the completion as tokenized, so it may be cut at ``max_length``. Columns: ``text`` (the
-    prompt), ``reference_text``, ``prediction_text``, and those of the scores.
+    The reference is the completion as tokenized, without its end marker, so it may be cut at ``max_length``.
+    Columns: ``text`` (the prompt), ``reference_text``, ``prediction_text``, and those of the scores.
     """
     sequences = range(len(split))
     prompts = tokenizer.batch_decode([_prompt(split, i) for i in sequences], skip_special_tokens=True)
-    references = tokenizer.batch_decode([_completion(split, i) for i in sequences], skip_special_tokens=True)
-    references = [text.strip() for text in references]
+    marker = _marker(model, split, tokenizer)
+    bare = [without_marker(_completion(split, i), marker) for i in sequences]
+    references = [text.strip() for text in tokenizer.batch_decode(bare, skip_special_tokens=True)]
     made = generate(model, tokenizer, split, device, generation.longest)
     scored: Scored = score_texts(generation.scores, made.texts, references)
     columns = {"text": prompts, "reference_text": references, "prediction_text": made.texts}
@@ -123,6 +126,7 @@ def generate(model: Any, tokenizer: Any, split: TokenSplit, device: str, longest
     :class:`~bitrank.errors.UserError` if the model has no position after a prompt.
     """
     new_tokens = _within_positions(model, split, _new_tokens(split, longest))
+    ends = ending_ids(tokenizer, _marker(model, split, tokenizer))
     was_training = model.training
     model.eval()
     texts: dict[int, str] = {}
@@ -131,9 +135,10 @@ def generate(model: Any, tokenizer: Any, split: TokenSplit, device: str, longest
     with torch.no_grad(), _contiguous_head_input(model):
         for indices in _prompt_batches(split, new_tokens):
             ids_BT, mask_BT = _padded_prompts(model, split, indices, device)
-            made_BS = _greedy(model, tokenizer, ids_BT, mask_BT, new_tokens)
-            tokens += _count_tokens(made_BS, tokenizer.eos_token_id)
-            found = tokenizer.batch_decode(made_BS, skip_special_tokens=True)
+            made_BS = _greedy(model, ends, ids_BT, mask_BT, new_tokens).cpu().numpy()
+            bare = [before_end(made_S, ends) for made_S in made_BS]
+            tokens += sum(min(len(made_S) + 1, made_BS.shape[1]) for made_S in bare)
+            found = tokenizer.batch_decode(bare, skip_special_tokens=True)
             texts |= {int(index): text.strip() for index, text in zip(indices, found, strict=True)}
     seconds = time.perf_counter() - started
     model.train(was_training)
@@ -163,6 +168,11 @@ def _prompt(split: TokenSplit, index: int) -> np.ndarray:
 
 def _completion(split: TokenSplit, index: int) -> np.ndarray:
     return split.last_answer(index)[1]
+
+
+def _marker(model: Any, split: TokenSplit, tokenizer: Any) -> int | None:
+    """The token that closes completions; None for encoder-decoders, whose targets end as the tokenizer's."""
+    return None if model.config.is_encoder_decoder else end_marker(split, tokenizer)
 
 
 def _within_positions(model: Any, split: TokenSplit, new_tokens: int) -> int:
@@ -220,26 +230,17 @@ def _padded_prompts(model: Any, split: TokenSplit, indices: np.ndarray, device: 
     return torch.from_numpy(ids_BT).to(device), torch.from_numpy(mask_BT).to(device)
 
 
-def _greedy(model: Any, tokenizer: Any, ids_BT: Tensor, mask_BT: Tensor, new_tokens: int) -> Tensor:
+def _greedy(model: Any, ends: tuple[int, ...], ids_BT: Tensor, mask_BT: Tensor, new_tokens: int) -> Tensor:
     """The generated ids (B, S), without prompt and start token."""
     made_BT: Tensor = model.generate(
         input_ids=ids_BT,
         attention_mask=mask_BT,
         max_new_tokens=new_tokens,
         pad_token_id=model.config.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=list(ends) or None,
         **_GREEDY,
     )
     return made_BT[:, 1 if model.config.is_encoder_decoder else ids_BT.shape[1] :]
-
-
-def _count_tokens(made_BS: Tensor, end: int | None) -> int:
-    """Number of generated tokens up to and including the first end of each text."""
-    if end is None:
-        return made_BS.numel()
-    is_end_BS = (made_BS == end).long()
-    ends_before_BS = is_end_BS.cumsum(1) - is_end_BS
-    return int((ends_before_BS == 0).sum())
 
 
 def texts_of(split: TokenSplit, tokenizer: Any) -> list[str]:
