@@ -12,6 +12,8 @@ from bitrank_analysis import corpus_scores
 from bitrank_analysis.corpus_scores import Score
 from bitrank_analysis.errors import AnalysisError
 
+_ANSWERS = "numbers of answers"
+
 
 @dataclass(frozen=True)
 class ExampleValues:
@@ -52,6 +54,21 @@ def single(value: str) -> ExampleValues:
     return ExampleValues(("id", value), read, "weights")
 
 
+def averaged(value: str) -> ExampleValues:
+    """Mean of column ``value`` over the rows of an example, of weight 1.
+
+    A dialogue whose chat template drops earlier thoughts has one row per answer. Its answers depend on each
+    other, so the dialogue is the example of a paired test.
+    """
+
+    def read(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
+        groups = predictions.groupby("id", sort=True)[value]
+        means = groups.mean().astype(float)
+        return pd.DataFrame({"value": means, "weight": 1.0, "key": groups.size().astype(float)})
+
+    return ExampleValues(("id", value), read, _ANSWERS)
+
+
 def summed(value: str, weight: str, weight_name: str) -> ExampleValues:
     """Sums of the columns ``value`` and ``weight`` over the rows of a document."""
 
@@ -65,25 +82,28 @@ def summed(value: str, weight: str, weight_name: str) -> ExampleValues:
 
 
 def of_corpus(
-    columns: tuple[str, ...], counts: Callable[[pd.DataFrame], pd.DataFrame], score: Score
+    columns: tuple[str, ...], counts: Callable[[pd.DataFrame, str], pd.DataFrame], score: Score
 ) -> ExampleValues:
     """A metric of the whole test set: ``score`` of the sums of ``counts`` over examples.
 
-    ``counts`` maps rows by example id to one column of numbers per sum. ``value`` of an example is its
-    jackknife pseudo-value, so the mean over examples is the metric.
+    ``counts`` maps the rows of a run and its name to one row per example id, sorted, with one column of
+    numbers per sum. ``value`` of an example is its jackknife pseudo-value, so the mean over examples is the
+    metric.
     """
 
     def read(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
-        found = counts(_by_id(predictions, name)).astype(float)
+        found = counts(predictions, name).astype(float)
         found = found.reindex(columns=sorted(found.columns))
         values_N = corpus_scores.pseudo_values(found.to_numpy(), score)
-        return found.assign(value=values_N, weight=1.0, key=1.0)
+        rows = predictions.groupby("id", sort=True).size().astype(float)
+        return found.assign(value=values_N, weight=1.0, key=rows)
 
-    return ExampleValues(("id", *columns), read, "weights", score)
+    return ExampleValues(("id", *columns), read, _ANSWERS, score)
 
 
-def class_counts(rows: pd.DataFrame) -> pd.DataFrame:
+def class_counts(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
     """Per class: whether it is the label, whether it is the prediction, and whether it is both."""
+    rows = _by_id(predictions, name)
     columns = {}
     for number in sorted({*rows["label"], *rows["prediction"]}):
         is_label, is_predicted = rows["label"] == number, rows["prediction"] == number
@@ -92,12 +112,12 @@ def class_counts(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns, index=rows.index)
 
 
-def listed(column: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
-    """The counts in a column of lists, in their order."""
+def listed(column: str) -> Callable[[pd.DataFrame, str], pd.DataFrame]:
+    """The counts in a column of lists, in their order, summed over the rows of an example."""
 
-    def counts(rows: pd.DataFrame) -> pd.DataFrame:
-        frame = pd.DataFrame(np.stack(rows[column].to_list()), index=rows.index)
-        return frame.rename(columns=lambda place: f"{place:03d}")
+    def counts(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
+        frame = pd.DataFrame(np.stack(predictions[column].to_list()), index=predictions["id"])
+        return frame.groupby(level=0, sort=True).sum().rename(columns=lambda place: f"{place:03d}")
 
     return counts
 

@@ -20,6 +20,7 @@ from bitrank_analysis.corpus_scores import Score
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.example_values import (
     ExampleValues,
+    averaged,
     class_counts,
     listed,
     of_corpus,
@@ -113,7 +114,7 @@ def _text_share(key: str, name: str, test: str = "shares", symbol: str = "%") ->
         kind=_SEQUENCE_TO_SEQUENCE,
         shared_by=_WRITING,
         higher_is_better=True,
-        examples=single(key),
+        examples=averaged(key),
         test=test,
         margin=0.01,  # one point
         change_unit="points",
@@ -218,7 +219,7 @@ METRICS: dict[str, Metric] = {
             name="F1 of words",
             kind="question-answering",
             higher_is_better=True,
-            examples=single("token_f1"),
+            examples=averaged("token_f1"),
             shared_by=(_SEQUENCE_TO_SEQUENCE, "instruction-following"),
             test="shares",
             margin=0.01,  # one point, as for accuracy
@@ -232,7 +233,7 @@ METRICS: dict[str, Metric] = {
             name="exact match",
             kind="question-answering",
             higher_is_better=True,
-            examples=single("exact_match"),
+            examples=averaged("exact_match"),
             shared_by=(_SEQUENCE_TO_SEQUENCE, "instruction-following"),
             test="right or wrong",
             margin=0.01,

@@ -74,9 +74,9 @@ def generated_texts(predictions: dict[str, pd.DataFrame], shown: int = _SHOWN) -
     """Texts of each arm beside the reference, those with the most different texts first.
 
     ``predictions`` maps a config to a frame with id, reference_text, prediction_text and optionally text, the
-    prompt.
+    prompt. Several rows of an id are the answers of a dialogue, in the order of the test split.
     """
-    by_id = {arm: frame.drop_duplicates("id").set_index("id") for arm, frame in predictions.items()}
+    by_id = {arm: _by_answer(frame) for arm, frame in predictions.items()}
     first = next(iter(by_id.values()))
     texts = pd.DataFrame({arm: frame[_TEXT] for arm, frame in by_id.items()})
     kinds = texts.nunique(axis=1)
@@ -91,10 +91,21 @@ def generated_texts(predictions: dict[str, pd.DataFrame], shown: int = _SHOWN) -
         for id in chosen
     )
     same = int((kinds == 1).sum())
-    sentence = f"Greedy texts of {len(texts):,} examples; all arms write the same text on {same:,}."
+    sentence = f"Greedy texts of {len(texts):,} {_unit(first)}; all arms write the same text on {same:,}."
     if len(texts) > shown:
         sentence += f" The {len(rows)} with the most different texts are shown."
     return SideBySide(sentence, ("Prompt", "Reference", *by_id), rows)
+
+
+def _by_answer(frame: pd.DataFrame) -> pd.DataFrame:
+    """``frame`` by id; later rows of an id have its number of the answer too."""
+    number = frame.groupby("id").cumcount() + 1
+    ids = frame["id"].astype(str)
+    return frame.set_index(ids.where(number == 1, ids + " (answer " + number.astype(str) + ")"))
+
+
+def _unit(frame: pd.DataFrame) -> str:
+    return "answers" if frame["id"].duplicated().any() else "examples"
 
 
 def _cut(text: str) -> str:

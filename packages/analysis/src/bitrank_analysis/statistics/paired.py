@@ -46,6 +46,13 @@ class Pair:
     def gaps_SN(self) -> Floats:
         return self.candidate_SN - self.baseline_SN
 
+    @property
+    def is_binary(self) -> bool:
+        """Whether all values are 0 or 1: those of an example with several answers may be between them."""
+        return all(
+            bool(np.isin(values_SN, (0.0, 1.0)).all()) for values_SN in (self.candidate_SN, self.baseline_SN)
+        )
+
 
 @dataclass(frozen=True)
 class ComparisonSettings:
@@ -72,7 +79,12 @@ class PairedTest:
 
 
 def _right_or_wrong(pair: Pair, settings: ComparisonSettings) -> dict[str, Any]:
-    """McNemar and Newcombe with one seed; the padded normal and the error over seeds with several."""
+    """McNemar and Newcombe with one seed; the padded normal and the error over seeds with several.
+
+    Shares of right answers of an example have no discordant pairs; they are compared as other shares are.
+    """
+    if not pair.is_binary:
+        return _share(pair, settings)
     gaps_SN = pair.gaps_SN
     gain, loss = int((gaps_SN > 0).sum()), int((gaps_SN < 0).sum())
     row: dict[str, Any] = {"discordant_gain": gain, "discordant_loss": loss, "margin": settings.margin}
@@ -168,7 +180,10 @@ def _jackknife_interval(mean_N: Floats, weights_N: Floats, alpha: float) -> tupl
 
 PAIRED_TESTS: dict[str, PairedTest] = {
     "right or wrong": PairedTest(
-        "0 or 1 per example: McNemar, Newcombe, Tango", True, _right_or_wrong, _wilson
+        "0 or 1 per example: McNemar, Newcombe, Tango; shares where an example has several answers",
+        True,
+        _right_or_wrong,
+        _wilson,
     ),
     "shares": PairedTest("values in [0, 1], one per example", True, _share, _share_interval),
     "sign flips": PairedTest("sums and weights of documents", False, _sign_flips, _flip_interval),
