@@ -1,34 +1,64 @@
 """Metrics of a whole test set as functions of sums of counts over its examples.
 
 The sums determine the metric, so any resample or exchange of examples is scored from sums alone, thousands at
-a time: every function maps sums (…, K) to scores (…,). BLEU and chrF equal sacrebleu's with default settings;
-the counts are those that it sums itself.
+a time: every function maps sums (…, K) to scores (…,). Counts of examples are sparse: a class score has three
+sums per class, of which an example changes at most three, and thousands of classes must not make memory grow
+with the product of examples and classes. Dense sums are computed in parts (:func:`rows_at_once`). BLEU and
+chrF equal sacrebleu's with default settings; the counts are those that it sums itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 Floats = NDArray[np.float64]
 Score = Callable[[Floats], Floats]
 
 _ORDERS = 4  # longest n-gram of BLEU
 _BETA = 2.0  # weight of recall in chrF
+_ENTRIES = 2**21  # numbers in one dense array of sums: 16 MiB
 
 
-def pseudo_values(counts_NK: Floats, score: Score) -> Floats:
+@dataclass(frozen=True)
+class Counts:
+    """Counts of N examples, sparse (N, K); ``names`` are those of the K sums."""
+
+    names: tuple[str, ...]
+    values_NK: csr_array
+
+    def over(self, names: Sequence[str]) -> csr_array:
+        """Counts (N, K) of the sums ``names``, which include all own ones; 0 for those that are not own."""
+        place = {name: number for number, name in enumerate(names)}
+        places_K = np.array([place[name] for name in self.names], dtype=np.int64)
+        own = self.values_NK.tocoo()
+        shape = (self.values_NK.shape[0], len(names))
+        return csr_array((own.data, (own.row, places_K[own.col])), shape=shape)
+
+
+def rows_at_once(width: int) -> int:
+    """Number of rows of ``width`` sums each that are made dense at once."""
+    return max(1, _ENTRIES // max(width, 1))
+
+
+def pseudo_values(counts_NK: csr_array, score: Score) -> Floats:
     """Jackknife pseudo-values (N,) of a score: their mean is the score of all examples.
 
     θ + (N − 1)(mean θ₋ − θ₋ₙ), with θ₋ₙ the score without example n (Efron and Tibshirani, *An Introduction
     to the Bootstrap*, 1993, section 11.5), shifted so that the bias of θ is not subtracted. Their spread
     gives the standard error of θ.
     """
-    sums_K = counts_NK.sum(axis=0)
-    without_N = score(sums_K - counts_NK)
-    return np.asarray(score(sums_K) + (len(counts_NK) - 1) * (without_N.mean() - without_N), dtype=np.float64)
+    sums_K = np.asarray(counts_NK.sum(axis=0), dtype=np.float64)
+    count, width = counts_NK.shape
+    step = rows_at_once(width)
+    # By columns, NumPy adds the classes of a row in their order, whatever the number of rows above one.
+    parts = (counts_NK[start : start + step].toarray(order="F") for start in range(0, count, step))
+    without_N = np.concatenate([score(sums_K - part) for part in parts])
+    return np.asarray(score(sums_K) + (count - 1) * (without_N.mean() - without_N), dtype=np.float64)
 
 
 def macro_f1(sums: Floats) -> Floats:

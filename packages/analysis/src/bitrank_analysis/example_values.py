@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_array
 
 from bitrank_analysis import corpus_scores
-from bitrank_analysis.corpus_scores import Score
+from bitrank_analysis.corpus_scores import Counts, Score
 from bitrank_analysis.errors import AnalysisError
 
+# The counts of each example by id, sorted, from the rows of a run and its name for errors.
+CountsOf = Callable[[pd.DataFrame, str], Counts]
 _ANSWERS = "numbers of answers"
 
 
@@ -23,14 +26,15 @@ class ExampleValues:
     columns ``value``, ``weight`` and ``key``. The key must be equal in all runs of a task; ``key_name`` is
     its name in errors. ``columns`` are those that the rows must have.
 
-    A metric of a whole test set has a ``score``: a function of sums of counts over examples. ``read`` then
-    returns the counts as further columns, and values whose mean is the metric.
+    A metric of a whole test set has a ``score``: a function of the sums of ``counts`` over examples, which
+    are in the order of ``read``. The mean of the values of ``read`` is then the metric.
     """
 
     columns: tuple[str, ...]
     read: Callable[[pd.DataFrame, str], pd.DataFrame]
     key_name: str
     score: Score | None = None
+    counts: CountsOf | None = None
 
 
 def right_or_wrong(label: str = "label", prediction: str = "prediction") -> ExampleValues:
@@ -81,43 +85,43 @@ def summed(value: str, weight: str, weight_name: str) -> ExampleValues:
     return ExampleValues(("id", value, weight), read, weight_name)
 
 
-def of_corpus(
-    columns: tuple[str, ...], counts: Callable[[pd.DataFrame, str], pd.DataFrame], score: Score
-) -> ExampleValues:
+def of_corpus(columns: tuple[str, ...], counts: CountsOf, score: Score) -> ExampleValues:
     """A metric of the whole test set: ``score`` of the sums of ``counts`` over examples.
 
-    ``counts`` maps the rows of a run and its name to one row per example id, sorted, with one column of
-    numbers per sum. ``value`` of an example is its jackknife pseudo-value, so the mean over examples is the
-    metric.
+    ``value`` of an example is its jackknife pseudo-value, so the mean over examples is the metric.
     """
 
     def read(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
-        found = counts(predictions, name).astype(float)
-        found = found.reindex(columns=sorted(found.columns))
-        values_N = corpus_scores.pseudo_values(found.to_numpy(), score)
+        values_N = corpus_scores.pseudo_values(counts(predictions, name).values_NK, score)
         rows = predictions.groupby("id", sort=True).size().astype(float)
-        return found.assign(value=values_N, weight=1.0, key=rows)
+        return pd.DataFrame({"value": values_N, "weight": 1.0, "key": rows}, index=rows.index)
 
-    return ExampleValues(("id", *columns), read, _ANSWERS, score)
+    return ExampleValues(("id", *columns), read, _ANSWERS, score, counts)
 
 
-def class_counts(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
+def class_counts(predictions: pd.DataFrame, name: str) -> Counts:
     """Per class: whether it is the label, whether it is the prediction, and whether it is both."""
     rows = _by_id(predictions, name)
-    columns = {}
-    for number in sorted({*rows["label"], *rows["prediction"]}):
-        is_label, is_predicted = rows["label"] == number, rows["prediction"] == number
-        columns[f"label {number}"], columns[f"prediction {number}"] = is_label, is_predicted
-        columns[f"right {number}"] = is_label & is_predicted
-    return pd.DataFrame(columns, index=rows.index)
+    classes = sorted({*rows["label"], *rows["prediction"]}, key=str)
+    place = {number: column for column, number in enumerate(classes)}
+    labels_N = rows["label"].map(place).to_numpy(dtype=np.int64)
+    predictions_N = rows["prediction"].map(place).to_numpy(dtype=np.int64)
+    right_R = np.flatnonzero(labels_N == predictions_N)
+    examples = np.concatenate([np.arange(len(rows)), np.arange(len(rows)), right_R])
+    width = len(classes)
+    sums = np.concatenate([labels_N, width + predictions_N, 2 * width + labels_N[right_R]])
+    names = tuple(f"{part} {number}" for part in ("label", "prediction", "right") for number in classes)
+    return Counts(names, csr_array((np.ones(len(sums)), (examples, sums)), shape=(len(rows), 3 * width)))
 
 
-def listed(column: str) -> Callable[[pd.DataFrame, str], pd.DataFrame]:
+def listed(column: str) -> CountsOf:
     """The counts in a column of lists, in their order, summed over the rows of an example."""
 
-    def counts(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
+    def counts(predictions: pd.DataFrame, name: str) -> Counts:
         frame = pd.DataFrame(np.stack(predictions[column].to_list()), index=predictions["id"])
-        return frame.groupby(level=0, sort=True).sum().rename(columns=lambda place: f"{place:03d}")
+        sums_NK = frame.groupby(level=0, sort=True).sum().to_numpy(dtype=np.float64)
+        names = tuple(f"{place:03d}" for place in range(sums_NK.shape[1]))
+        return Counts(names, csr_array(sums_NK))
 
     return counts
 

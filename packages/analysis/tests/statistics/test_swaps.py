@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from bitrank_analysis import AnalysisError, load_study, open_store
-from bitrank_analysis.corpus_scores import macro_f1, matthews
+from bitrank_analysis.corpus_scores import Score, macro_f1, matthews
 from bitrank_analysis.statistics import compare
 from bitrank_analysis.statistics.confidence import SeedError, of_swaps
 from bitrank_analysis.statistics.paired import PAIRED_TESTS, ComparisonSettings, Pair
 from bitrank_analysis.statistics.swaps import CorpusCounts
+from scipy.sparse import csr_array
 
 CLASSES = 3
 
@@ -23,6 +24,16 @@ def counts_of(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
     """Counts (N, 3 C) of :func:`macro_f1`."""
     label_NC, prediction_NC = (np.eye(CLASSES)[numbers] for numbers in (labels, predictions))
     return np.concatenate([label_NC, prediction_NC, label_NC * prediction_NC], axis=1)
+
+
+def corpus(ours_SNK: np.ndarray, theirs_SNK: np.ndarray, score: Score) -> CorpusCounts:
+    """Counts of two arms from dense ones."""
+    ours, theirs = (tuple(csr_array(dense_NK) for dense_NK in side) for side in (ours_SNK, theirs_SNK))
+    return CorpusCounts(ours, theirs, score)
+
+
+def dense(counts: tuple[csr_array, ...]) -> np.ndarray:
+    return np.stack([counts_NK.toarray() for counts_NK in counts])
 
 
 def arms(seed: int, count: int, right: tuple[float, float], seeds: int = 1) -> CorpusCounts:
@@ -34,7 +45,7 @@ def arms(seed: int, count: int, right: tuple[float, float], seeds: int = 1) -> C
         guesses = generator.integers(0, CLASSES, (seeds, count))
         is_right = generator.random((seeds, count)) < share
         found.append(np.stack([counts_of(labels, row) for row in np.where(is_right, labels, guesses)]))
-    return CorpusCounts(found[0], found[1], macro_f1)
+    return corpus(found[0], found[1], macro_f1)
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
@@ -42,11 +53,12 @@ def test_p_value_equals_the_enumeration_of_all_exchanges(seeds: int) -> None:
     for number in range(5):
         counts = arms(number, 8, (0.9, 0.3), seeds)
         observed, as_large, exchanges = float(counts.difference()), 0, 0
+        candidate_SNK, baseline_SNK = dense(counts.candidate), dense(counts.baseline)
         for mask in itertools.product((False, True), repeat=8):
             swap = np.array(mask)[None, :, None]
-            ours = np.where(swap, counts.baseline_SNK, counts.candidate_SNK)
-            theirs = np.where(swap, counts.candidate_SNK, counts.baseline_SNK)
-            difference = float(CorpusCounts(ours, theirs, macro_f1).difference())
+            ours = np.where(swap, baseline_SNK, candidate_SNK)
+            theirs = np.where(swap, candidate_SNK, baseline_SNK)
+            difference = float(corpus(ours, theirs, macro_f1).difference())
             as_large += abs(difference) >= abs(observed) - 1e-12
             exchanges += 1
         assert of_swaps(counts).p == pytest.approx(min(1.0, as_large / exchanges))
@@ -66,14 +78,14 @@ def test_random_exchanges_approximate_the_enumeration(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("count", [8, 200])
 def test_identical_arms_have_p_1_and_no_difference(count: int) -> None:
-    one = arms(0, count, (0.7, 0.7)).candidate_SNK
-    found = of_swaps(CorpusCounts(one, one.copy(), matthews))
+    one = arms(0, count, (0.7, 0.7)).candidate
+    found = of_swaps(CorpusCounts(one, one, matthews))
     assert found.p == 1.0 and found.value == 0.0
 
 
 def test_exchanged_arms_have_the_same_p_and_the_opposite_interval() -> None:
     counts = arms(4, 60, (0.8, 0.6))
-    turned = CorpusCounts(counts.baseline_SNK, counts.candidate_SNK, counts.score)
+    turned = CorpusCounts(counts.baseline, counts.candidate, counts.score)
     ours, theirs = of_swaps(counts), of_swaps(turned)
     assert ours.p == pytest.approx(theirs.p, abs=0.01) and ours.value == -theirs.value
     low, high = ours.interval()
@@ -137,5 +149,5 @@ def test_false_positives_are_as_frequent_as_alpha(score: Any) -> None:
     rejected = 0
     for number in range(1000):
         found = arms(number, 40, (0.6, 0.6))
-        rejected += of_swaps(CorpusCounts(found.candidate_SNK, found.baseline_SNK, score)).p < 0.05
+        rejected += of_swaps(CorpusCounts(found.candidate, found.baseline, score)).p < 0.05
     assert 30 <= rejected <= 70

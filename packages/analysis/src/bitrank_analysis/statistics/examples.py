@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_array
 
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.metrics import metric_of
@@ -20,8 +21,8 @@ class ArmResults:
 
     The metric's entry decides values and weights. For accuracy ``values_SN`` is 1 for a right answer and 0
     for a wrong one, and ``weights_N`` is 1. For perplexity they are a document's loss in nats and its number
-    of tokens. Σ value / Σ weight is the metric, or its logarithm. ``counts_SNK`` are those of a metric of the
-    whole test set, None for other metrics.
+    of tokens. Σ value / Σ weight is the metric, or its logarithm. ``counts`` are those (N, K) of each seed,
+    of a metric of the whole test set, None for other metrics.
     """
 
     config: str
@@ -29,7 +30,7 @@ class ArmResults:
     seeds: tuple[int, ...]
     values_SN: Floats
     weights_N: Floats
-    counts_SNK: Floats | None = None
+    counts: tuple[csr_array, ...] | None = None
 
     @property
     def n(self) -> int:
@@ -39,9 +40,10 @@ class ArmResults:
         """Values (S, N) of these seeds, in their order."""
         return self.values_SN[self._places(seeds)]
 
-    def counts_over(self, seeds: tuple[int, ...]) -> Floats | None:
-        """Counts (S, N, K) of these seeds, in their order; None for metrics without counts."""
-        return None if self.counts_SNK is None else self.counts_SNK[self._places(seeds)]
+    def counts_over(self, seeds: tuple[int, ...]) -> tuple[csr_array, ...] | None:
+        """Counts (N, K) of each of these seeds, in their order; None for metrics without counts."""
+        counts = self.counts
+        return None if counts is None else tuple(counts[place] for place in self._places(seeds))
 
     def _places(self, seeds: tuple[int, ...]) -> list[int]:
         return [self.seeds.index(seed) for seed in seeds]
@@ -68,25 +70,27 @@ def load_arms(study: Study, task: str, metric: str | None = None) -> dict[str, A
     frames = [_examples(study, run) for run in records]
     for run, frame in zip(records[1:], frames[1:], strict=True):
         _same_examples((records[0], frames[0]), (run, frame))
+    counts = _counts(study, records)
     weights_N = frames[0]["weight"].to_numpy(dtype=np.float64)
     values = [frame["value"].to_numpy(dtype=np.float64) for frame in frames]
-    counts = _counts(frames)
     arms = {}
     for config in dict.fromkeys(run["config"] for run in records):
         mine = [n for n, run in enumerate(records) if run["config"] == config]
         seeds = tuple(int(records[n]["seed"]) for n in mine)
         values_SN = np.stack([values[n] for n in mine])
-        counts_SNK = np.stack([counts[n] for n in mine]) if counts else None
-        arms[config] = ArmResults(config, records[mine[0]]["metric"], seeds, values_SN, weights_N, counts_SNK)
+        own = tuple(counts[n] for n in mine) if counts else None
+        arms[config] = ArmResults(config, records[mine[0]]["metric"], seeds, values_SN, weights_N, own)
     return arms
 
 
-def _counts(frames: list[pd.DataFrame]) -> list[Floats]:
-    """Counts (N, K) of each frame, with the columns of all; a column that a frame lacks is 0 there."""
-    names = sorted({*(column for frame in frames for column in frame)} - {"value", "weight", "key"})
-    if not names:
+def _counts(study: Study, records: list[dict[str, Any]]) -> list[csr_array]:
+    """Counts (N, K) of each run, with the sums of all runs: a sum that a run lacks is 0 there."""
+    counts_of = metric_of(records[0]["metric"]).examples.counts
+    if counts_of is None:
         return []
-    return [frame.reindex(columns=names).fillna(0.0).to_numpy(dtype=np.float64) for frame in frames]
+    found = [counts_of(study.predictions(run["run_id"]), _name(run)) for run in records]
+    names = sorted({*(name for counts in found for name in counts.names)})
+    return [counts.over(names) for counts in found]
 
 
 def common_seeds(*arms: ArmResults) -> tuple[int, ...]:
@@ -97,7 +101,7 @@ def common_seeds(*arms: ArmResults) -> tuple[int, ...]:
 
 def _examples(study: Study, run: dict[str, Any]) -> pd.DataFrame:
     """``value``, ``weight`` and ``key`` by example id, sorted; ``key`` must be equal in all runs."""
-    name, predictions = f"{run['run_name']} ({run['run_id']})", study.predictions(run["run_id"])
+    name, predictions = _name(run), study.predictions(run["run_id"])
     examples = metric_of(run["metric"]).examples
     lacking = [column for column in examples.columns if column not in predictions]
     if lacking or predictions.empty:
@@ -105,20 +109,24 @@ def _examples(study: Study, run: dict[str, Any]) -> pd.DataFrame:
             f"the predictions of {name} have no {' and no '.join(lacking) or 'rows'}; expected "
             f"{list(examples.columns)}"
         )
-    frame = examples.read(predictions, name)
-    finite = np.isfinite(frame[["value", "weight"]].to_numpy(dtype=np.float64)).all()
-    if not finite or predictions[list(examples.columns)].isna().any(axis=None):
+    known = not predictions[list(examples.columns)].isna().any(axis=None)
+    frame = examples.read(predictions, name) if known else pd.DataFrame()
+    if not known or not np.isfinite(frame[["value", "weight"]].to_numpy(dtype=np.float64)).all():
         raise AnalysisError(
             f"the predictions of {name} hold values that are not finite; it cannot be compared: run it again"
         )
     return frame
 
 
+def _name(run: dict[str, Any]) -> str:
+    return f"{run['run_name']} ({run['run_id']})"
+
+
 def _same_examples(
     first: tuple[dict[str, Any], pd.DataFrame], other: tuple[dict[str, Any], pd.DataFrame]
 ) -> None:
     (run_a, a), (run_b, b) = first, other
-    names = f"{run_a['run_name']} ({run_a['run_id']}) and {run_b['run_name']} ({run_b['run_id']})"
+    names = f"{_name(run_a)} and {_name(run_b)}"
     if run_a["metric"] != run_b["metric"] or run_a["model"] != run_b["model"]:
         raise AnalysisError(
             f"{names} cannot be paired: model {run_a['model']} with {run_a['metric']} against model "

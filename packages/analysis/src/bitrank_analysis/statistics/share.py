@@ -47,7 +47,7 @@ def share_kept(
     metric = metric_of(candidate.metric)
     if not shared:
         raise AnalysisError(f"{candidate.config} and {baseline.config} have no seed in common")
-    if candidate.counts_SNK is not None:
+    if candidate.counts is not None:
         raise AnalysisError(f"{metric.name} is a score of the whole test set, of which no share is computed")
     ours_SN, theirs_SN, weights_N = candidate.over(shared), baseline.over(shared), candidate.weights_N
     total = weights_N.sum()

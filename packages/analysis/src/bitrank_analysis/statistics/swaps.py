@@ -13,8 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import csr_array, hstack
 
-from bitrank_analysis.corpus_scores import Score
+from bitrank_analysis.corpus_scores import Score, rows_at_once
 from bitrank_analysis.statistics.intervals import Floats
 from bitrank_analysis.statistics.signflips import subsets
 
@@ -23,16 +24,16 @@ _EQUAL = 1e-12  # relative difference up to which two sums are equal, since thei
 
 @dataclass(frozen=True)
 class CorpusCounts:
-    """Counts (S, N, K) of two arms on N examples over S seeds, and the score of their sums over examples."""
+    """Counts (N, K) of two arms for each of S seeds, and the score of their sums over examples."""
 
-    candidate_SNK: Floats
-    baseline_SNK: Floats
+    candidate: tuple[csr_array, ...]
+    baseline: tuple[csr_array, ...]
     score: Score
 
     def difference(self, moved_BSK: Floats | float = 0.0) -> Floats:
         """Mean over seeds of candidate − baseline; ``moved_BSK`` is added to the sums of the candidate."""
-        ours, theirs = self.candidate_SNK.sum(axis=1), self.baseline_SNK.sum(axis=1)
-        return np.asarray((self.score(ours + moved_BSK) - self.score(theirs - moved_BSK)).mean(axis=-1))
+        ours_SK, theirs_SK = _sums(self.candidate), _sums(self.baseline)
+        return np.asarray((self.score(ours_SK + moved_BSK) - self.score(theirs_SK - moved_BSK)).mean(axis=-1))
 
 
 def swapped_differences(counts: CorpusCounts) -> tuple[Floats, float]:
@@ -42,14 +43,24 @@ def swapped_differences(counts: CorpusCounts) -> tuple[Floats, float]:
     they are random, the same ones for every pair of arms.
     """
     observed = float(counts.difference())
-    change_SNK = counts.baseline_SNK - counts.candidate_SNK
-    seeds, count, width = change_SNK.shape
-    change_NM = change_SNK.swapaxes(0, 1).reshape(count, seeds * width)
+    seeds = len(counts.candidate)
+    pairs = zip(counts.baseline, counts.candidate, strict=True)
+    change_NM = hstack([theirs - ours for theirs, ours in pairs], format="csr")
+    count, width = change_NM.shape
+    step = rows_at_once(width)
     chunks = []
     for members_BN in subsets(count):
-        moved_BSK = (members_BN.astype(np.float64) @ change_NM).reshape(-1, seeds, width)
-        chunks.append(observed - counts.difference(moved_BSK))
+        for start in range(0, len(members_BN), step):
+            moved_BM = members_BN[start : start + step].astype(np.float64) @ change_NM
+            # SciPy returns columns side by side; sums of rows side by side are added in another order.
+            moved_BSK = np.ascontiguousarray(moved_BM).reshape(-1, seeds, width // seeds)
+            chunks.append(observed - counts.difference(moved_BSK))
     points_B = np.sort(np.concatenate(chunks))
     # Exchanges that change nothing must count as ties, whatever the rounding.
     points_B[np.abs(points_B) <= _EQUAL * max(1.0, abs(observed))] = 0.0
     return points_B, 1 / (len(points_B) + 1)
+
+
+def _sums(counts: tuple[csr_array, ...]) -> Floats:
+    """Sums (S, K) over examples."""
+    return np.stack([np.asarray(counts_NK.sum(axis=0), dtype=np.float64) for counts_NK in counts])
