@@ -195,6 +195,23 @@ METRICS: dict[str, Metric] = {
             counts_untrained=True,
             shared_by=(_SEQUENCE_TO_SEQUENCE,),
         ),
+        Metric(
+            key="token_acc",
+            name="next-token accuracy",
+            kind="language-modelling",
+            higher_is_better=True,
+            # A token of a long document counts as one of a short one, as in perplexity.
+            examples=summed("right", "tokens", "numbers of tokens"),
+            test="sign flips",
+            margin=0.01,  # one point
+            change_unit="points",
+            factor=100.0,
+            decimals=1,
+            symbol="%",
+            examples_name="documents",
+            counts_untrained=True,
+            shared_by=(_SEQUENCE_TO_SEQUENCE, "instruction-following"),
+        ),
         _class_corpus("macro_f1", "macro-F1", corpus_scores.macro_f1),
         _class_corpus("mcc", "Matthews' correlation", corpus_scores.matthews),
         _text_share("rouge1", "ROUGE-1"),

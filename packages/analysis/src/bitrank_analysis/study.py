@@ -215,8 +215,11 @@ def _row(run: dict[str, Any], finals: dict[str, float]) -> dict[str, Any]:
     """One run as a row; ``problem`` is the reason why it cannot be compared ("" if it can)."""
     recorded = _text(run["metric"])
     found = [metric for key, metric in METRICS.items() if f"eval/{key}" in finals]
-    # Runs of older versions recorded no metric: it is the one that they measured.
-    found = [metric for metric in found if recorded in ("", metric.key)]
+    # Runs of older versions recorded no metric: it is the first one of their kind that they measured.
+    first = {metric.kind: metric for metric in reversed(found)}
+    found = [
+        metric for metric in found if recorded == metric.key or (not recorded and metric in first.values())
+    ]
     known = [f"eval/{metric.key}" for metric in found]
     quality = finals[known[0]] if known else float("nan")
     row: dict[str, Any] = {key: _text(run[key]) for key in _TEXT_COLUMNS}

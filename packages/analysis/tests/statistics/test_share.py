@@ -46,6 +46,14 @@ def test_share_of_perplexity_is_that_of_the_baseline_divided_by_the_candidates()
     assert (found.low, found.high) == pytest.approx((0.8, 0.8)), "every document has the same ratio"
 
 
+def test_share_of_token_accuracy_weighs_documents_by_their_tokens() -> None:
+    tokens_N = np.array([100.0, 50.0, 80.0, 120.0, 60.0, 90.0, 70.0])
+    theirs = ArmResults("B-FP", "token_acc", (0,), 0.5 * tokens_N[None], tokens_N)
+    ours = ArmResults("B-Q4", "token_acc", (0,), 0.4 * tokens_N[None], tokens_N)
+    found = share_kept(ours, theirs, None)
+    assert (found.value, found.low, found.high) == pytest.approx((0.8, 0.8, 0.8)), "equal in every document"
+
+
 def test_share_without_a_common_seed_or_of_nothing_is_refused() -> None:
     other = ArmResults("B-FP", "acc", (7,), np.ones((1, 400)), np.ones(400))
     with pytest.raises(AnalysisError, match="no seed in common"):

@@ -19,6 +19,7 @@ from bitrank_analysis.statistics.confidence import SeedError, of_bounded, of_doc
 from bitrank_analysis.statistics.examples import ArmResults, common_seeds
 from bitrank_analysis.statistics.intervals import Floats
 from bitrank_analysis.statistics.moderation import SeedSpread
+from bitrank_analysis.statistics.paired import paired_test
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,12 @@ def share_kept(
     share = float(ours_SN.sum() / theirs_SN.sum())
     rests_SN = ours_SN - share * theirs_SN
     seeds = _seed_error(spread, rests_SN.sum(axis=1) / total, 1.0 + share**2, mean)
-    span = max(1.0, share) / mean
-    low, high = of_bounded(rests_SN.mean(axis=0) / mean, span, seeds).interval(alpha)
+    rests_N = rests_SN.mean(axis=0) / mean
+    if paired_test(metric.test).bounded:
+        found = of_bounded(rests_N, max(1.0, share) / mean, seeds)
+    else:
+        found = of_documents(rests_N, weights_N, seeds)
+    low, high = found.interval(alpha)
     return Share(share, share + low, share + high, len(shared))
 
 
