@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from math import sqrt
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from bitrank_analysis import AnalysisError
+from bitrank_analysis import AnalysisError, load_study, open_store
+from bitrank_analysis.evidence import gather
+from bitrank_analysis.report.verdict import verdict
 from bitrank_analysis.statistics.accuracy import (
     Paired,
     best_equivalence,
@@ -132,3 +136,25 @@ def test_count_pairs_counts_the_four_outcomes() -> None:
         count_pairs(right[0], right[1][:4])
     with pytest.raises(AnalysisError, match="margin between 0 and 1, got 0"):
         equivalence(Paired(1, 1, 1, 1), 0)
+
+
+@pytest.mark.parametrize(
+    ("share", "count", "points"), [(0.03, 10_000, 0.49), (0.115, 10_000, 0.95), (0.115, 9_390, 0.98)]
+)
+def test_a_report_on_ten_thousand_examples_detects_less_than_one_point(
+    share: float, count: int, points: float, maker: Any, tmp_path: Path
+) -> None:
+    """Shares of discordant answers of MultiEmo and QA-Wikidata, and Connor's formula, of ``docs/data.md``."""
+    discordant = round(share * count)
+    both = [number % 7 != 0 for number in range(count - discordant)]
+    maker.classifier("B-FP", [*both, *(number % 2 == 0 for number in range(discordant))])
+    maker.classifier("B-Q4", [*both, *(number % 2 == 1 for number in range(discordant))])
+    report = gather(load_study(open_store(str(tmp_path))), "movies")
+    row = report.comparisons.iloc[0]
+    assert row["n"] == count and row["discordant_gain"] + row["discordant_loss"] == discordant
+    found = float(row["detectable"])
+    assert found < 0.01 and 100 * found == pytest.approx(points, abs=0.005)
+    needed = 1.959964 * sqrt(discordant / count) + 0.841621 * sqrt(discordant / count - found**2)
+    assert found * sqrt(count) == pytest.approx(needed, rel=1e-5)
+    said = f"with the {count:,} examples of movies, a true difference of {100 * found:.1f} points of accuracy"
+    assert said in verdict([report])[-1]
