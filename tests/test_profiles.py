@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pandas as pd
+import pytest
 import torch
 from bitrank.models.locate import locate
 from bitrank.run.record import Record
@@ -60,6 +62,56 @@ def test_rank_16_trains_six_million_parameters_of_dialogpt_medium() -> None:
     ranks = FixedRank(16).assign_ranks(blocks)
     assert len(blocks) == 24 * 4
     assert sum(ranks[matrix.name] * sum(matrix.shape) for matrix in blocks) == 6_291_456
+
+
+def write_split(folder: Path, split: str, columns: dict[str, list[Any]]) -> None:
+    """Write a split as the Parquet file that its repository of the hub has."""
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(columns).to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet", index=False)
+
+
+def run_of_paper(task: str, data: Path, model: str, folder: Path) -> tuple[dict[str, Any], RunSpec]:
+    """Two steps of the profile ``paper`` on ``task``, with a tiny model of its architecture."""
+    shutil.copytree(locate(model), folder / "model")
+    local = {"data": str(data), "model": str(folder / "model"), "device": "cpu"}
+    small = {"steps": 2, "max_length": 32, "threads": 1}
+    spec = make_spec(PROFILES["paper"], "B-Q4", task, {**local, **small})
+    return trained(spec, folder / "run"), spec
+
+
+def test_paper_trains_bert_on_the_files_of_sst2(tmp_path: Path) -> None:
+    words = ["good", "bad"]
+    for split, count, first in (("train", 60, 0), ("validation", 12, 60), ("test", 4, 72)):
+        numbers = range(first, first + count)
+        sentences = [f"the cast {number} is {words[number % 2]} " for number in numbers]
+        labels = [-1 if split == "test" else 1 - number % 2 for number in numbers]  # the hub hides them
+        columns = {"idx": list(range(count)), "sentence": sentences, "label": labels}
+        write_split(tmp_path / "sst2", split, columns)
+    figures, spec = run_of_paper("sst2", tmp_path / "sst2", "tiny-bert", tmp_path)
+    assert {name: getattr(spec, name) for name in ("kind", "profile", "batch_size")} == {
+        "kind": "classification", "profile": "paper", "batch_size": 8,
+    }  # fmt: skip
+    rows = pd.read_parquet(tmp_path / "run" / "predictions.parquet")
+    assert sorted(rows["id"]) == sorted(f"sst2-validation-{number}" for number in range(12))
+    assert figures["eval/acc"] == (rows["label"] == rows["prediction"]).mean()
+    assert figures["train/tokens"] > 0 and figures["lora/params"] > 0
+
+
+def test_paper_trains_gpt2_on_the_files_of_wikitext2(tmp_path: Path) -> None:
+    for split, count in (("train", 12), ("validation", 3), ("test", 3)):
+        lines = []
+        for number in range(count):
+            lines += ["", f" = Film {number} = \n", "", " the film is good and the cast is bad . \n" * 4]
+        write_split(tmp_path / "wikitext", split, {"text": lines})
+    figures, spec = run_of_paper("wikitext2", tmp_path / "wikitext", "tiny-gpt2", tmp_path)
+    assert {name: getattr(spec, name) for name in ("kind", "profile", "batch_size")} == {
+        "kind": "language-modelling", "profile": "paper", "batch_size": 4,
+    }  # fmt: skip
+    rows = pd.read_parquet(tmp_path / "run" / "predictions.parquet")
+    assert set(rows["id"]) == {f"wikitext2-test-{number}" for number in range(3)}
+    loss = rows["loss"].sum() / rows["tokens"].sum()
+    assert figures["eval/ppl"] == pytest.approx(math.exp(loss))
+    assert figures["eval/token_acc"] == rows["right"].sum() / rows["tokens"].sum()
 
 
 def test_base_trains_a_local_model_on_a_file_of_its_kind(tmp_path: Path) -> None:
