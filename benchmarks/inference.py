@@ -140,16 +140,17 @@ CLIENTS: dict[str, Callable[[Request], Figures]] = {
 def _torch_figures(model: Any, request: Request) -> Figures:
     import torch
     from bitrank_trainer import peak_memory_mib
+    from transformers import GenerationConfig
 
     torch.set_num_threads(request.threads)
     ids_BT = torch.tensor([request.prompt])
+    # A checkpoint's own settings may ask for beams or penalties, and its end token would shorten texts.
+    model.generation_config = GenerationConfig(do_sample=False, num_beams=1, use_cache=True)
 
     def generate(count: int) -> int:
         made_BT = model.eval().generate(
             input_ids=ids_BT,
             attention_mask=torch.ones_like(ids_BT),
-            do_sample=False,
-            min_new_tokens=count,
             max_new_tokens=count,
         )
         return int(made_BT.shape[1] - ids_BT.shape[1])

@@ -11,12 +11,15 @@ from bitrank.errors import UserError
 from bitrank.models.load import load_tokenizer
 from bitrank.models.locate import locate
 from bitrank.run import generations
-from bitrank.run.generations import generate, scored_texts
+from bitrank.run.generations import continuations, generate, scored_texts
 from bitrank.spec.task_kinds import Generation
 from bitrank_data import IGNORED, TokenSplit
-from bitrank_data.sequences import Piece, pack
+from bitrank_data.examples import TargetExample
+from bitrank_data.kinds import encode_pairs
+from bitrank_data.sequences import Cutting, Piece, pack
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
 END = 3
 MODELS = {"tiny-t5": AutoModelForSeq2SeqLM, "tiny-bart": AutoModelForSeq2SeqLM}
@@ -66,8 +69,6 @@ def test_texts_equal_the_argmax_of_each_step_in_any_batch(
 ) -> None:
     model, tokenizer = opened
     split = prompts()
-    forced = getattr(model.generation_config, "forced_eos_token_id", None)
-    monkeypatch.setattr(model.generation_config, "forced_eos_token_id", None)
     expected = [by_hand(model, split.prompt_of(i), 6) for i in range(len(split))]
     decoded = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in expected]
     found = generate(model, tokenizer, split, "cpu", longest=20)
@@ -75,7 +76,6 @@ def test_texts_equal_the_argmax_of_each_step_in_any_batch(
     assert found.tokens == sum(map(len, expected)) and found.seconds > 0
     monkeypatch.setattr(generations, "_BATCH_TOKENS", 1)  # one prompt a batch, so without padding
     assert generate(model, tokenizer, split, "cpu", longest=20).texts == decoded
-    assert forced in (None, END)
 
 
 def test_a_text_is_no_longer_than_the_longest_reference_or_the_bound(opened: tuple[Any, Any]) -> None:
@@ -86,15 +86,62 @@ def test_a_text_is_no_longer_than_the_longest_reference_or_the_bound(opened: tup
         assert found.tokens <= most * 4
 
 
-def test_settings_of_the_checkpoint_do_not_change_the_decoding(
-    opened: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+CHECKPOINT = {
+    "num_beams": 3,
+    "do_sample": True,
+    "temperature": 3.0,
+    "min_length": 5,
+    "min_new_tokens": 5,
+    "repetition_penalty": 9.0,
+    "no_repeat_ngram_size": 1,
+    "length_penalty": 2.0,
+    "suppress_tokens": [5, 8, 9, 12, 16],
+    "begin_suppress_tokens": [4, 5, 6, 7],
+    "forced_bos_token_id": 20,
+    "forced_eos_token_id": 21,
+    "bad_words_ids": [[10], [11], [14]],
+    "sequence_bias": [[[17], 50.0]],
+    "stop_strings": ["film"],
+    "max_time": 0.0,
+    "eos_token_id": [4, 5, 6, 7, 8, 9],
+}
+
+
+@pytest.mark.parametrize("name", CHECKPOINT)
+def test_no_setting_of_the_checkpoint_changes_the_decoding(
+    opened: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     model, tokenizer = opened
     expected = generate(model, tokenizer, prompts(), "cpu", 6).texts
-    changes = {"num_beams": 3, "do_sample": True, "min_length": 5, "repetition_penalty": 9.0}
-    for name, value in {**changes, "no_repeat_ngram_size": 1, "length_penalty": 2.0}.items():
-        monkeypatch.setattr(model.generation_config, name, value)
+    changed = GenerationConfig(**model.generation_config.to_dict())
+    setattr(changed, name, CHECKPOINT[name])
+    monkeypatch.setattr(model, "generation_config", changed)
     assert generate(model, tokenizer, prompts(), "cpu", 6).texts == expected
+    assert model.generation_config is changed
+
+
+@pytest.mark.parametrize("name", CHECKPOINT)
+def test_no_setting_of_the_checkpoint_changes_continuations(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(locate("tiny-llama")).eval()
+    tokenizer = load_tokenizer("tiny-llama")
+    expected = continuations(model, tokenizer, prompts((24, 24)), "cpu")
+    changed = GenerationConfig(**model.generation_config.to_dict())
+    setattr(changed, name, CHECKPOINT[name])
+    monkeypatch.setattr(model, "generation_config", changed)
+    assert continuations(model, tokenizer, prompts((24, 24)), "cpu") == expected
+
+
+def test_targets_of_an_encoder_decoder_hold_the_first_token_that_its_checkpoint_forces() -> None:
+    """So generation need not force it: training teaches it."""
+    tokenizer = AutoTokenizer.from_pretrained(locate("tiny-bart"))
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", END)]
+    )
+    example = TargetExample("e0", "the film", None, "good")
+    ((piece,),), _ = encode_pairs([example], tokenizer, Cutting(16, True, (2,), (END,)))
+    assert next(token for token in piece.targets if token != IGNORED) == 2
 
 
 def test_generation_preserves_training_mode_and_random_state(opened: tuple[Any, Any]) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from bitrank_data import TokenSplit
 from torch import Tensor
+from transformers import GenerationConfig
 
 from bitrank.errors import UserError, unknown
 from bitrank.models.positions import table_limit
@@ -30,21 +31,6 @@ _PROMPTS = 3
 _PROMPT_TOKENS = 24
 _NEW_TOKENS = 24
 _BATCH_TOKENS = 4096  # tokens of prompts and generated texts of one batch, with padding
-# Every setting that a checkpoint's generation_config.json may change: all models are to decode greedily.
-_GREEDY: dict[str, Any] = {
-    "do_sample": False,
-    "num_beams": 1,
-    "min_length": 0,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "temperature": None,
-    "top_k": None,
-    "top_p": None,
-    "length_penalty": None,
-    "early_stopping": False,
-    "use_cache": True,
-}
 
 
 @dataclass(frozen=True)
@@ -232,15 +218,38 @@ def _padded_prompts(model: Any, split: TokenSplit, indices: np.ndarray, device: 
 
 def _greedy(model: Any, ends: tuple[int, ...], ids_BT: Tensor, mask_BT: Tensor, new_tokens: int) -> Tensor:
     """The generated ids (B, S), without prompt and start token."""
-    made_BT: Tensor = model.generate(
-        input_ids=ids_BT,
-        attention_mask=mask_BT,
+    with _plain_settings(model, ends, new_tokens):
+        made_BT: Tensor = model.generate(
+            input_ids=ids_BT, attention_mask=mask_BT, generation_config=model.generation_config
+        )
+    return made_BT[:, 1 if model.config.is_encoder_decoder else ids_BT.shape[1] :]
+
+
+@contextmanager
+def _plain_settings(model: Any, ends: tuple[int, ...], new_tokens: int) -> Iterator[None]:
+    """Let ``model`` decode greedily, by no setting of its checkpoint's ``generation_config.json``.
+
+    All models are to decode alike: a file may ban tokens, force others, penalize repetitions or ask for
+    beams. transformers fills what a given config leaves open from the model's own, so the own one is
+    replaced. Of the special tokens an encoder-decoder needs its start token; that of the model's config is
+    the one that training shifts targets by. A forced first or last token (BART, mBART) is not set: targets hold both, so
+    training teaches them, and a forced one would hide that a model has lost them.
+    """
+    own = model.generation_config
+    start = getattr(model.config, "decoder_start_token_id", None)
+    model.generation_config = GenerationConfig(
         max_new_tokens=new_tokens,
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
         pad_token_id=model.config.pad_token_id,
         eos_token_id=list(ends) or None,
-        **_GREEDY,
+        decoder_start_token_id=own.decoder_start_token_id if start is None else start,
     )
-    return made_BT[:, 1 if model.config.is_encoder_decoder else ids_BT.shape[1] :]
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def texts_of(split: TokenSplit, tokenizer: Any) -> list[str]:
@@ -262,16 +271,11 @@ def continuations(model: Any, tokenizer: Any, split: TokenSplit, device: str) ->
     was_training = model.training
     model.eval()
     with torch.no_grad(), _contiguous_head_input(model):
-        whole_PT = model.generate(
-            input_ids=prompts_PT,
-            attention_mask=torch.ones_like(prompts_PT),
-            max_new_tokens=_NEW_TOKENS,
-            do_sample=False,
-            pad_token_id=model.config.pad_token_id,
-        )
+        mask_PT = torch.ones_like(prompts_PT)
+        made_PS = _greedy(model, ending_ids(tokenizer, None), prompts_PT, mask_PT, _NEW_TOKENS)
     model.train(was_training)
     prompts = tokenizer.batch_decode(prompts_PT, skip_special_tokens=True)
-    texts = tokenizer.batch_decode(whole_PT[:, prompts_PT.shape[1] :], skip_special_tokens=True)
+    texts = tokenizer.batch_decode(made_PS, skip_special_tokens=True)
     return [{"prompt": prompt, "continuation": text} for prompt, text in zip(prompts, texts, strict=True)]
 
 
