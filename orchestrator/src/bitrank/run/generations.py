@@ -232,8 +232,8 @@ def _plain_settings(model: Any, ends: tuple[int, ...], new_tokens: int) -> Itera
     All models are to decode alike: a file may ban tokens, force others, penalize repetitions or ask for
     beams. transformers fills what a given config leaves open from the model's own, so the own one is
     replaced. Of the special tokens an encoder-decoder needs its start token; that of the model's config is
-    the one that training shifts targets by. A forced first or last token (BART, mBART) is not set: targets hold both, so
-    training teaches them, and a forced one would hide that a model has lost them.
+    the one that training shifts targets by. A forced first or last token (BART, mBART) is not set: targets
+    hold both, so training teaches them, and a forced one would hide that a model has lost them.
     """
     own = model.generation_config
     start = getattr(model.config, "decoder_start_token_id", None)
