@@ -55,7 +55,9 @@ def before_end(tokens: np.ndarray, ends: Collection[int]) -> np.ndarray:
 
 def without_marker(completion: np.ndarray, marker: int | None) -> np.ndarray:
     """``completion`` before its last ``marker``; all of it if it has none, as a cut one."""
-    places = np.flatnonzero(completion == marker) if marker is not None else ()
+    if marker is None:
+        return completion
+    places = np.flatnonzero(completion == marker)
     return completion[: places[-1]] if len(places) else completion
 
 
