@@ -129,7 +129,7 @@ class RunSpec:
         Fraction | None, About("dropout in all layers of the model (default: the model's own)")
     ] = None
     adapter_dropout: Annotated[
-        Fraction | None, About("dropout of the inputs of adapters, with PEFT's layers, which are slower")
+        Fraction | None, About("dropout of the inputs of adapters, in PEFT's slower layers (default: none)")
     ] = None
     adapter_scale: Annotated[Positive, About("scale s of an adapter of rank 8: W + s · B A")] = 2.0
     scale_policy: Annotated[
