@@ -64,7 +64,7 @@ def test_the_report_compares_arms_on_every_score_and_shows_texts(runs: Path) -> 
     report = collect(load_study(open_for_analysis(str(runs / "runs"))))
     (section,) = report.sections
     further = section.evidence.further
-    assert tuple(further["metric"]) == SCORES and set(further["candidate"]) == {"B-Q4"}
+    assert tuple(further["metric"]) == ("token_acc", *SCORES) and set(further["candidate"]) == {"B-Q4"}
     assert further["p"].between(0, 1).all() and further["verdict"].notna().all()
     assert section.errors.heads == ("Prompt", "Reference", "B-FP", "B-Q4")
     text = plain(report)
@@ -90,4 +90,4 @@ def test_answers_of_instruction_data_are_written_and_scored(tmp_path: Path) -> N
     assert {"text", "prediction_text", "reference_text", "rougeL", "token_f1"} <= set(predictions)
     assert predictions["reference_text"].str.len().min() > 0
     kept = further_metrics(spec.kind, task_kind(spec.kind).metric.key, set(predictions))
-    assert kept == ["rouge1", "rouge2", "rougeL", "token_f1", "exact_match"]
+    assert kept == ["token_acc", "rouge1", "rouge2", "rougeL", "token_f1", "exact_match"]
