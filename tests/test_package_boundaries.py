@@ -19,6 +19,7 @@ DISTRIBUTION = {
     "optimum": "optimum-quanto",
     "PIL": "pillow",
     "yaml": "pyyaml",
+    "dotenv": "python-dotenv",
     "vl_convert": "vl-convert-python",
     "adbc_driver_sqlite": "adbc-driver-sqlite",
     "adbc_driver_postgresql": "adbc-driver-postgresql",

@@ -69,8 +69,8 @@ def test_the_stored_adapter_has_the_reported_bytes_and_quality(
     assert round(result["lora/mib"] * 2**20) == nbytes
     data = load_data(spec)
     loaded = open_model(replace(spec, fused=False), data.task.classes, "cpu", torch.float32)
-    bits = make_plans(find_config(config), loaded).bits
-    store_base(spec, loaded, bits, ResidualStart({}), "cpu", torch.float32)
+    formats = make_plans(find_config(config), loaded).formats
+    store_base(spec, loaded, formats, ResidualStart({}), "cpu", torch.float32)
     stock = PeftModel.from_pretrained(loaded.model, str(tmp_path / "adapter"))
     found = data.evaluate(stock, data.test, objective_for(spec.kind, fused=False), "cpu")
     assert found.metrics["loss"] == pytest.approx(result["eval/loss"], abs=2e-5)
