@@ -231,6 +231,16 @@ class AdaLoraRanks(FixedRanks):
                 "taken to tell ranks apart. Train longer, or widen the schedule between warm-up and freeze."
             )
 
+    def _audit_bytes(self) -> None:
+        """Raise :class:`BudgetMissed` above the budget in ranks or in stored numbers (our own rules)."""
+        ranks = self.ranks()
+        active, numbers = sum(ranks.values()), self._stored_numbers(ranks)
+        if active > self.budget or numbers > self._most_numbers:
+            raise BudgetMissed(
+                f"{active} ranks with {numbers} numbers are active after the freeze, the budget is "
+                f"{self.budget} ranks with {self._most_numbers}"
+            )
+
 
 def matrix_name(key: str) -> str:
     """Matrix name of PEFT's mask key, for example ``model.layers.0.mlp.up_proj.lora_E.default``."""

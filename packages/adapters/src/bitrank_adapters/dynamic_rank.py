@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from bitrank_adapters.adaptive_ranks import AdaLoraRanks, matrix_name
 from bitrank_adapters.attach import DEFAULT_SCALE, AdaLora, attach_adalora
-from bitrank_adapters.errors import BudgetMissed
 from bitrank_adapters.rank_hooks import adapted
 from bitrank_adapters.scales import AdapterScale
 
@@ -109,7 +108,7 @@ class DynamicRanks(AdaLoraRanks):
             self._prune(since / span)
         if step == self.freeze_step:
             self._frozen = True
-            self._audit()
+            self._audit_bytes()
 
     def state(self) -> tuple[dict[str, Tensor], str]:
         text = json.dumps({"masks": self._config.rank_pattern or {}, "frozen": self._frozen})
@@ -144,15 +143,6 @@ class DynamicRanks(AdaLoraRanks):
         self._kept = {}
         self._mask()
         self._follow_ranks()
-
-    def _audit(self) -> None:
-        ranks = self.ranks()
-        active, numbers = sum(ranks.values()), self._stored_numbers(ranks)
-        if active > self.budget or numbers > self._most_numbers:
-            raise BudgetMissed(
-                f"{active} ranks with {numbers} numbers are active after the freeze, the budget is "
-                f"{self.budget} ranks with {self._most_numbers}"
-            )
 
     def _split(self, mask: Tensor) -> Iterator[tuple[str, list[bool]]]:
         """(parameter name of Λ, kept components) of every matrix."""

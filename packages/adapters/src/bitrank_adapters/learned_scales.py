@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from bitrank_adapters.adaptive_ranks import AdaLoraRanks, matrix_name
 from bitrank_adapters.attach import DEFAULT_SCALE, AdaLora, attach_adalora
-from bitrank_adapters.errors import BudgetMissed
 from bitrank_adapters.rank_hooks import adapted
 from bitrank_adapters.scales import AdapterScale, effective_scale, set_scale
 
@@ -115,19 +114,10 @@ class LearnedScaleRanks(AdaLoraRanks):
         if since >= 0 and (since % self._config.deltaT == 0 or since == span):
             self._prune(since / span)
         if step == self.freeze_step:
-            self._audit()
+            self._audit_bytes()
 
     def state(self) -> tuple[dict[str, Tensor], str]:
         return {}, json.dumps(self._config.rank_pattern or {})
-
-    def _audit(self) -> None:
-        ranks = self.ranks()
-        active, numbers = sum(ranks.values()), self._stored_numbers(ranks)
-        if active > self.budget or numbers > self._most_numbers:
-            raise BudgetMissed(
-                f"{active} ranks with {numbers} numbers are active after the freeze, the budget is "
-                f"{self.budget} ranks with {self._most_numbers}"
-            )
 
     def _values(self) -> Iterator[tuple[str, Tensor]]:
         """(parameter name, Λ) of every matrix."""
