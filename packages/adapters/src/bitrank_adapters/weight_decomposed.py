@@ -50,8 +50,8 @@ def _refuse_8_bit_on_cpu(model: nn.Module, plan: RankPlan) -> None:
     weight without scales in its place, after which the layer cannot compute.
     """
     for name in positive_ranks(plan):
-        weight = model.get_submodule(name).weight
-        if type(weight).__name__ == "Int8Params" and weight.device.type == "cpu":
+        parameters = model.get_submodule(name).parameters()  # a property ``weight`` may decode the matrix
+        if any(type(one).__name__ == "Int8Params" and one.device.type == "cpu" for one in parameters):
             raise AdapterError(
                 f"PEFT loses the scales of {name}, which bitsandbytes holds in 8 bits on a CPU, when it "
                 "reads the lengths of its rows; give int8 in place of llm-int8, or another rank rule than "
