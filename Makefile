@@ -36,7 +36,7 @@ MKDOCS     = NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs
 SITE_CHECK = .mypy_cache/site
 
 .DEFAULT_GOAL := help
-.PHONY: help install matrix list report paper paper-pdf arxiv doctor ui bench test test-run lint mypy reference docs format release clean docker-cpu docker-cuda docker-rocm docker-lint docker-verify
+.PHONY: help install matrix list report paper paper-pdf arxiv snapshot doctor ui bench test test-run lint mypy reference docs format release clean docker-cpu docker-cuda docker-rocm docker-lint docker-verify
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | sort -u | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -71,6 +71,9 @@ paper-pdf: ## the PDF from paper/generated as it is, and its checks; needs TeX a
 
 arxiv: paper-pdf ## dist/bitrank-arxiv.tar.gz, proven to build from itself alone
 	@tools/arxiv.sh paper dist/bitrank-arxiv.tar.gz
+
+snapshot: ## dist/bitrank-<version>-<commit>.tar.gz: the committed files, for an archive such as Zenodo
+	@tools/snapshot.sh dist
 
 doctor: install ## hardware and software of this machine, working formats, missing parts
 	@$(VENV)/bin/bitrank doctor $(ARGS)

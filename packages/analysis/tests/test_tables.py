@@ -27,7 +27,17 @@ def made(maker: Any, tmp_path: Path) -> dict[str, Table]:
 def test_all_tables_are_made_and_csv_keeps_full_values(made: dict[str, Table]) -> None:
     assert list(made) == [
         f"{name}-movies"
-        for name in ("arms", "comparisons", "further", "pareto", "factorial", "plans", "ranks", "published")
+        for name in (
+            "arms",
+            "comparisons",
+            "further",
+            "pareto",
+            "factorial",
+            "plans",
+            "ranks",
+            "hypotheses",
+            "published",
+        )
     ]
     for table in made.values():
         back = pd.read_csv(io.StringIO(table.csv()))

@@ -63,7 +63,7 @@ def _execute(folder: Path, rank: int, count: int, rendezvous_file: Path) -> None
 
         from bitrank.models.locate import locate
         from bitrank.run.notices import report_mps_fallbacks
-        from bitrank.run.record import open_record
+        from bitrank.run.silent_record import open_record
         from bitrank.run.train_run import execute
         from bitrank.spec.inputs import check_inputs, check_plan
         from bitrank.spec.run_spec import read_spec

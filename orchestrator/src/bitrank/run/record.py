@@ -34,7 +34,7 @@ from bitrank.run.generations import Samples
 from bitrank.run.notices import left_out_message, left_out_share, notice, rejected_backends
 
 MIB = 1024**2
-_NO_SAMPLES = Samples()
+NO_SAMPLES = Samples()
 # Keys of a plan file that a run's plan.json repeats: prediction, budget, size, and the cost of planning.
 _PREDICTIONS = (
     "planner",
@@ -197,15 +197,28 @@ class Record:
         """Record the set-up time: from the start of the process, imports included, to a trainable model."""
         self._result["time/setup_s"] = time.time() - psutil.Process().create_time()
 
+    def trained(self, progress: Progress, epochs: float) -> None:
+        """Record the cost of training; ``epochs`` is how often ``progress`` passed through the training data.
+
+        It is a fraction, and below one where training ended within the first pass.
+        """
+        self._result |= {
+            "train/best_step": progress.best_step,
+            "train/tokens": progress.tokens,
+            "train/skipped_steps": progress.skipped,
+            "speed/train_tok_s": progress.tokens / progress.seconds,
+            "time/train_s": progress.seconds,
+            "time/epoch_s": progress.seconds / epochs,
+        }
+
     def finish(
         self,
         final: Evaluation,
         split: TokenSplit,
-        progress: Progress,
         ranks: dict[str, int],
         adapter_bytes: int,
         device: str,
-        samples: Samples = _NO_SAMPLES,
+        samples: Samples = NO_SAMPLES,
     ) -> None:
         """Write predictions, ranks and figures. ``result.json`` is written last and marks a complete run.
 
@@ -225,14 +238,9 @@ class Record:
             "lora/rank": sum(ranks.values()),
             "lora/mib": adapter_bytes / MIB,
             "lora/rank_mean": sum(ranks.values()) / max(len(ranks), 1),
-            "train/best_step": progress.best_step,
-            "train/tokens": progress.tokens,
-            "train/skipped_steps": progress.skipped,
-            "speed/train_tok_s": progress.tokens / progress.seconds,
             # Speed of generated tokens if the kind of task generates, else of evaluated ones.
             "speed/infer_tok_s": samples.tokens_per_second or final.tokens_per_second,
             **self._memory(device),
-            "time/train_s": progress.seconds,
             "time/eval_s": final.seconds,
             "time/total_s": time.time() - psutil.Process().create_time(),
         }
@@ -272,59 +280,3 @@ def write_predictions(
     for name, values in (more or {}).items():
         columns[name] = [values[index] for index in indices]
     pq.write_table(pa.table(columns), path)
-
-
-class SilentRecord(Record):
-    """The record of the other ranks: takes part in collective operations and writes nothing."""
-
-    def __init__(self, processes: Processes) -> None:
-        self._processes = processes
-
-    def emit(self, event: Mapping[str, object]) -> None: ...
-
-    def machine(self, device: str, dtype: torch.dtype, threads: int, import_mib: float) -> None: ...
-
-    def data(self, report: DataReport) -> None: ...
-
-    def requested_plan(self, plan: Mapping[str, Any]) -> None: ...
-
-    def plan(
-        self,
-        bits: dict[str, str],
-        ranks: dict[str, int],
-        matrices: list[WeightMatrix],
-        left: Sequence[UnplannedTensor] = (),
-        parameters: int = 0,
-        new_modules: Sequence[str] = (),
-        *,
-        quantizer: str = "rtn",
-    ) -> None: ...
-
-    def model(
-        self, applied: dict[str, Applied], base: int, trained: Mapping[str, nn.Parameter], parameters: int
-    ) -> None: ...
-
-    def zero_shot(self, evaluate: Callable[[], Evaluation]) -> None:
-        if not self._processes.broadcast(False):
-            evaluate()
-
-    def adapter(self, hook: Any) -> None: ...
-
-    def ready(self) -> None: ...
-
-    def finish(
-        self,
-        final: Evaluation,
-        split: TokenSplit,
-        progress: Progress,
-        ranks: dict[str, int],
-        adapter_bytes: int,
-        device: str,
-        samples: Samples = _NO_SAMPLES,
-    ) -> None:
-        self._processes.gather((peak_memory_mib(), device_memory_mib(device)))
-
-
-def open_record(folder: Path, processes: Processes) -> Record:
-    """Open the record of the run in ``folder``; only the first of ``processes`` writes to it."""
-    return Record(folder, processes) if processes.first else SilentRecord(processes)

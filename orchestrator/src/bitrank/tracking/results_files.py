@@ -32,6 +32,7 @@ _COSTS = {
     "plan_s": "time/plan_s",
     "plan_peak_mib": "mem/plan_mib",
     "train_s": "time/train_s",
+    "epoch_s": "time/epoch_s",
     "total_s": "time/total_s",
 }
 

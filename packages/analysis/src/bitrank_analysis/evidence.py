@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from bitrank_analysis.errors import AnalysisError
+from bitrank_analysis.hypotheses import Results, findings_on_hypotheses
 from bitrank_analysis.matrix_names import nominal_bits, with_place
 from bitrank_analysis.metrics import further_metrics
 from bitrank_analysis.published import Setting, findings_on_claims
@@ -23,8 +24,9 @@ class Evidence:
 
     ``ranks`` has config, seed, matrix, layer, module, step (NaN, and ``final`` true, for the end), rank;
     ``plans`` has config, seed, matrix, layer, module, format, bits, rank; ``curves`` has config, seed, key,
-    step, value; ``further`` has the comparisons on the other metrics of the task's kind, ``published`` the
-    findings on claims of others (:mod:`~bitrank_analysis.published`). ``gaps`` maps each
+    step, value; ``further`` has the comparisons on the other metrics of the task's kind, ``hypotheses`` the
+    findings on the study's own hypotheses (:mod:`~bitrank_analysis.hypotheses`) and ``published`` those on
+    claims of others (:mod:`~bitrank_analysis.published`). ``gaps`` maps each
     result that could not be computed to the reason; ``notes`` are the remarks of the statistics about their
     own validity.
     """
@@ -43,6 +45,7 @@ class Evidence:
     plans: pd.DataFrame
     curves: pd.DataFrame
     further: pd.DataFrame = field(default_factory=pd.DataFrame)
+    hypotheses: pd.DataFrame = field(default_factory=pd.DataFrame)
     published: pd.DataFrame = field(default_factory=pd.DataFrame)
     gaps: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -103,6 +106,8 @@ def gather(study: Study, task: str) -> Evidence:
     baselines = (*BASELINES, *config_order(runs.loc[runs["family"] == PLANNED, "config"]))
     table = arms(study, task)
     comparisons = _or_gap(gaps, "comparisons", lambda: compare(study, task, baselines=baselines))
+    front = _or_gap(gaps, "front of stored size", lambda: pareto(study, task, x="model_mib"))
+    results = Results(str(first["metric"]), table, comparisons, front, frozenset(runs["device"]))
     effects = _or_gap(gaps, "factorial", lambda: factorial(study, task))
     return Evidence(
         task=task,
@@ -112,7 +117,7 @@ def gather(study: Study, task: str) -> Evidence:
         runs=_ordered(runs),
         arms=_ordered(table),
         comparisons=_ordered(comparisons, "candidate", "baseline"),
-        front=_ordered(_or_gap(gaps, "front of stored size", lambda: pareto(study, task, x="model_mib"))),
+        front=_ordered(front),
         memory_front=_ordered(
             _or_gap(gaps, "front of peak memory", lambda: pareto(study, task, x="peak_mib"))
         ),
@@ -123,6 +128,7 @@ def gather(study: Study, task: str) -> Evidence:
         ),
         curves=_curves(study, runs),
         further=_or_gap(gaps, "comparisons on further metrics", lambda: _further(study, task, runs)),
+        hypotheses=findings_on_hypotheses(results),
         published=_or_gap(
             gaps,
             "findings on published claims",

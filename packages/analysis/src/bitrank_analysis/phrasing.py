@@ -67,6 +67,17 @@ def listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
+def difference(value: float, low: float, high: float, p_holm: float, metric: str) -> str:
+    """A difference with its interval and corrected p.
+
+    ``−1.20 [−2.00, −0.40] % of perplexity, p (Holm) 0.012``; limits that are not finite are dashes.
+    """
+    texts = [
+        signed(change(part, metric), 2) if math.isfinite(part) else NOTHING for part in (value, low, high)
+    ]
+    return f"{texts[0]} [{texts[1]}, {texts[2]}] {unit(metric)}, p (Holm) {p_value(p_holm)}"
+
+
 def p_value(p: float) -> str:
     """A p value as printed: ``0.034``, or ``< 0.001``."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"

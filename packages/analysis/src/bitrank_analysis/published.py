@@ -284,11 +284,7 @@ def result_text(row: Any, metric: str) -> str:
         if metric_of(metric).higher_is_better:
             return f"{value} % [{low}, {high}] of {name} kept"
         return f"{value} % [{low}, {high}], {name} of {row.baseline} over that of {row.candidate}"
-    value, low, high = (
-        phrasing.signed(phrasing.change(part, metric), 2) if math.isfinite(part) else phrasing.NOTHING
-        for part in (row.value, row.low, row.high)
-    )
-    return f"{value} [{low}, {high}] {phrasing.unit(metric)}, p (Holm) {phrasing.p_value(row.p_holm)}"
+    return phrasing.difference(row.value, row.low, row.high, row.p_holm, metric)
 
 
 def _percent(share: float) -> str:

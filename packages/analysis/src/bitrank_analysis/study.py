@@ -37,6 +37,7 @@ _TEXT_COLUMNS = (
     "task",
     "model",
     "hardware",
+    "device",
     "code",
     "shared_code",
     "family",
@@ -48,6 +49,7 @@ _TAGS = (
     "seed",
     "model",
     "hardware",
+    "device",
     "code",
     "shared_code",
     "kind",
@@ -95,10 +97,10 @@ def load_study(
     zero (quality before training, NaN where not measured), loss (nats), model_mib, adapter_mib (at the end of
     training), adapter_params, trainable_percent, rank, peak_mib, import_mib, train_tok_s, seconds, bits,
     plan_s (seconds of planning; NaN for an arm that is not planned), family ("planned" if a planner chose the
-    arm's formats and ranks), hardware, code, stale (made by other code than the newest run of the config),
-    settings (those that differ from the task's usual ones, "" for none). Raises :class:`AnalysisError` if the
-    experiment does not exist, has no run with the tags config, task and seed, or is ambiguous (None, and the
-    store has several).
+    arm's formats and ranks), hardware, device ("" where not recorded), code, stale (made by other code than
+    the newest run of the config), settings (those that differ from the usual ones, "" for none).
+    Raises :class:`AnalysisError` if the experiment does not exist, has no run with the tags config, task and
+    seed, or is ambiguous (None, and the store has several).
     """
     all_tagged = _tagged(database)
     experiment = _experiment(database, all_tagged, experiment)

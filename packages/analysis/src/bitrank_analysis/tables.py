@@ -18,6 +18,7 @@ from bitrank_analysis.matrix_names import module_order
 from bitrank_analysis.metrics import metric_of
 from bitrank_analysis.published import compared_text, result_text
 
+FULL_LORA = "B-FP"  # LoRA of one rank on every matrix, to which selective and adaptive arms are compared
 # Column → printed heading and formatter of its values.
 Heads = Mapping[str, tuple[str, Callable[[Any], str]]]
 _LATEX = {
@@ -102,6 +103,7 @@ def tables(evidence: Evidence) -> list[Table]:
         _factorial(evidence),
         _plans(evidence),
         _ranks(evidence),
+        _hypotheses(evidence),
         published(evidence.published, evidence.metric, evidence.task),
     ]
     return [table for table in made if not table.frame.empty]
@@ -142,17 +144,24 @@ def _arms(evidence: Evidence) -> Table:
         "bits": ("Bits", _fixed(2)),
         "peak_mib": ("Peak MiB", _fixed(0)),
         "trainable_percent": ("Trained %", _fixed(2)),
+        "reduction": ("Reduction %", _fixed(1)),
         "rank": ("Rank", _fixed(0)),
         "plan_s": ("Plan s", _fixed(0)),
         "seconds": ("Seconds", _fixed(0)),
     }
-    return _table(
-        evidence,
-        "arms",
-        "Quality and cost of each arm; intervals over examples",
-        evidence.arms,
-        heads,
-    )
+    caption = "Quality and cost of each arm; intervals over examples"
+    if FULL_LORA in evidence.configs:
+        caption += f"; reduction: final adapter parameters below those of {FULL_LORA}"
+    return _table(evidence, "arms", caption, _with_reduction(evidence.arms), heads)
+
+
+def _with_reduction(arms: pd.DataFrame) -> pd.DataFrame:
+    """``arms`` with the percent of adapter parameters that each saves against LoRA on every matrix.
+
+    They are those left at the end of training. The column is NaN without :data:`FULL_LORA`.
+    """
+    sizes = dict(zip(arms["config"], arms["adapter_mib"], strict=True))
+    return arms.assign(reduction=100 * (1 - arms["adapter_mib"] / sizes.get(FULL_LORA, math.nan)))
 
 
 def _comparisons(evidence: Evidence) -> Table:
@@ -281,6 +290,19 @@ def _ranks(evidence: Evidence) -> Table:
     return _table(
         evidence, "ranks", "Final rank: mean over the matrices of a layer (lowest–highest)", frame, heads
     )
+
+
+def _hypotheses(evidence: Evidence) -> Table:
+    heads: Heads = {
+        "hypothesis": ("Hypothesis", str),
+        "text": ("Statement", str),
+        "compared": ("Compared", str),
+        "result": ("Result", str),
+        "finding": ("Finding", str),
+        "reason": ("Reason", str),
+    }
+    caption = "The study's own hypotheses, stated before its runs, and what these runs show"
+    return _table(evidence, "hypotheses", caption, evidence.hypotheses, heads)
 
 
 def published(frame: pd.DataFrame, metric: str, task: str) -> Table:

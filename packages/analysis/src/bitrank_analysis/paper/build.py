@@ -57,6 +57,7 @@ def write_paper(
         _empty_folder(folder)
         texts = {
             **_texts(study, evidence),
+            "table-hypotheses": paper_tables.hypotheses_table(evidence),
             "table-published": published_table(evidence, findings),
             "published-note": STUDIES_NOTE if findings else "",
             **_figures(evidence, folder / "figures"),

@@ -12,6 +12,7 @@ from bitrank_analysis import phrasing
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.evidence import Evidence
 from bitrank_analysis.paper.latex import Source, escape, tabular
+from bitrank_analysis.paper.tables import WORDY_COLUMNS
 from bitrank_analysis.published import COLUMNS, NOT_TESTED, compared_text, result_text
 
 Findings = Mapping[str, pd.DataFrame]  # by task, as findings_on_claims makes them
@@ -65,8 +66,7 @@ def published_table(evidence: Sequence[Evidence], studies: Findings) -> str:
     ]
     if not groups:
         return ""
-    wide, narrow = (rf">{{\raggedright\arraybackslash}}p{{{share}\linewidth}}" for share in (0.25, 0.19))
-    return tabular(wide + narrow * 2 + wide, ["Claim", "Compared", "Result", "Finding"], groups)
+    return tabular(WORDY_COLUMNS, ["Claim", "Compared", "Result", "Finding"], groups)
 
 
 def _completed(own: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:

@@ -17,6 +17,10 @@ from bitrank_analysis.paper.latex import tabular
 from bitrank_analysis.statistics.verdicts import short
 
 Rows = list[list[str]]
+# Four columns of wrapped text, for tables of statements and findings.
+WORDY_COLUMNS = "".join(
+    rf">{{\raggedright\arraybackslash}}p{{{share}\linewidth}}" for share in (0.25, 0.19, 0.19, 0.25)
+)
 _SETTINGS = {
     "model": "Model", "steps": "Optimizer steps", "epochs": "Epochs", "batch_size": "Batch (sequences)",
     "accumulation": "Accumulation (0: a step is one batch)",
@@ -83,6 +87,29 @@ def _arm(task: Evidence, row: dict[str, Any], planned: bool) -> list[str]:
         quality["zero"],
         *sentences,
     ]
+
+
+def hypotheses_table(evidence: Sequence[Evidence]) -> str:
+    """The study's own hypotheses and what each task shows; "" if no task tests one."""
+    groups = [
+        (
+            f"{task.task}, {phrasing.name(task.metric)}",
+            [
+                [
+                    f"{row.hypothesis}. {row.text}",
+                    row.compared,
+                    row.result,
+                    f"{row.finding}: {row.reason}",
+                ]
+                for row in task.hypotheses.itertuples()
+            ],
+        )
+        for task in evidence
+        if not task.hypotheses.empty
+    ]
+    if not groups:
+        return ""
+    return tabular(WORDY_COLUMNS, ["Hypothesis", "Compared", "Result", "Finding"], groups)
 
 
 def comparisons_table(evidence: Sequence[Evidence]) -> str:
