@@ -69,6 +69,15 @@ def test_equivalent_files_give_the_same_task(tmp_path: Path, name: str) -> None:
     assert texts.splits == load(tmp_path / "reference.jsonl", jsonl_of(ROWS)).splits
 
 
+def test_numbers_that_are_equal_as_floats_are_classes_of_their_own(tmp_path: Path) -> None:
+    ids = [12345678901234568, 12345678901234567]
+    for name, content in (
+        ("x.jsonl", jsonl_of(labelled(ids * 20))),
+        ("x.csv", csv_of().replace(",0\n", f",{ids[0]}\n").replace(",1\n", f",{ids[1]}\n")),
+    ):
+        assert load(tmp_path / name, content).classes == (str(ids[1]), str(ids[0]))
+
+
 def test_unicode_line_separators_stay_inside_a_json_text(tmp_path: Path) -> None:
     odd = "one \u2028 two \u2029 three \x85 four \x0b five \x1c six"
     texts = load(tmp_path / "x.jsonl", jsonl_of(changed(text=odd)))

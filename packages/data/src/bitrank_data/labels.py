@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import numpy as np
@@ -114,7 +115,8 @@ def _class_of(name: str, place: str, label: Any) -> str:
 
 
 def _refuse_fractions(name: str, first: dict[str, str]) -> None:
-    fractions = [label for label in first if _NUMBER.fullmatch(label) and not float(label).is_integer()]
+    numbers = {label: _number(label) for label in first}
+    fractions = [label for label, number in numbers.items() if number is not None and _is_fraction(number)]
     if len(fractions) > _MOST_FRACTIONS:
         example = f"{first[fractions[0]]}: {fractions[0]}"
         raise DataError(
@@ -126,7 +128,8 @@ def _refuse_fractions(name: str, first: dict[str, str]) -> None:
 def _refuse_spellings(name: str, first: dict[str, str]) -> None:
     seen: dict[object, str] = {}
     for label in first:
-        key = float(label) if _NUMBER.fullmatch(label) else label.casefold()
+        number = _number(label)
+        key = label.casefold() if number is None else number
         if key in seen:
             both = " and ".join(f"{quoted(one)} ({first[one]})" for one in (seen[key], label))
             remedy = "write one of them everywhere, or give them different names"
@@ -146,6 +149,21 @@ def _rewritten(spellings: dict[str, dict[str, None]]) -> tuple[str, ...]:
     return (*notes, *([f"{further} further classes have several spellings"] if further else []))
 
 
-def _by_number(label: str) -> tuple[int, float, str]:
+def _by_number(label: str) -> tuple[int, Decimal, str]:
     """Sort key: numbers by size, then text."""
-    return (0, float(label), label) if _NUMBER.fullmatch(label) else (1, 0.0, label)
+    number = _number(label)
+    return (1, Decimal(0), label) if number is None else (0, number, label)
+
+
+def _number(label: str) -> Decimal | None:
+    """The exact value of a label that is a number; ids of 17 digits and more are equal as floats."""
+    if not _NUMBER.fullmatch(label):
+        return None
+    try:
+        return Decimal(label)
+    except InvalidOperation:  # an exponent beyond any number
+        return None
+
+
+def _is_fraction(number: Decimal) -> bool:
+    return number != number.to_integral_value()
