@@ -37,6 +37,16 @@ def test_modelopt_like_plan_is_the_best_by_scores_alone_with_fused_matrices_in_o
     assert plan.cost >= exact(problem).cost * (1 - 1e-6), "its costs are those of the problem"
 
 
+def test_bits_at_the_lowest_rank_are_the_exact_plan_of_a_problem_that_offers_this_rank_alone(
+    spec: RunSpec, tables: Tables, problem: Problem
+) -> None:
+    plan = plan_by("bits-at-lowest-rank", problem, tables, Effort())
+    alone = exact(make_problem(tables, sizes_of(spec), problem.budget, Choices(ranks=(2,))))
+    assert problem.fits(plan) and set(plan.ranks.values()) == {2}
+    assert plan.cost == pytest.approx(alone.cost, rel=1e-6)
+    assert plan.cost >= exact(problem).cost * (1 - 1e-6)
+
+
 def test_draws_are_different_plans_that_fit_and_repeat(problem: Problem, tables: Tables) -> None:
     plans = [plan_by("random-plan", problem, tables, Effort(), draw) for draw in range(20)]
     assert all(problem.fits(plan) for plan in plans) and len({plan.choices for plan in plans}) == 20

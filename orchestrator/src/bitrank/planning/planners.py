@@ -26,12 +26,12 @@ from bitrank_planner import (
 )
 from bitrank_planner.heuristics import PRECISION_HEURISTICS, RANK_HEURISTICS, THREE_BITS, at_budget
 
+from bitrank.planning.bits_alone import FIXED_RANK, bits_at_lowest_rank, bits_only_plan
 from bitrank.planning.hand_made import hand_made
 from bitrank.planning.race import RACES
 from bitrank.planning.restrictions import TIES, present_groups
 from bitrank.sensitivity.tables import Tables
 
-FIXED_RANK = 8  # rank of planners that choose bits alone; the study's choice
 HIGH, LOW = "int8", "nf4-dq"  # the two formats of the precision heuristics; the study's choice
 
 
@@ -71,14 +71,6 @@ def exact_plan(problem: Problem, tables: Tables, effort: Effort | None = None) -
 def greedy_plan(problem: Problem, tables: Tables) -> Plan:
     """The greedy plan."""
     return greedy(problem)
-
-
-def bits_only_plan(problem: Problem, tables: Tables, effort: Effort | None = None) -> Plan:
-    """Return the exact plan with rank 8 everywhere, to measure the benefit of choosing bits alone.
-
-    Its bound holds for plans of this kind.
-    """
-    return replace(exact(bits_only(problem, FIXED_RANK), effort), solver="bits-only")
 
 
 def rank_only_plan(problem: Problem, tables: Tables, effort: Effort | None = None) -> Plan:
@@ -277,6 +269,13 @@ PLANNERS: dict[str, Planner] = {
     ),
     "bits-only": Planner(
         bits_only_plan, "the exact plan with rank 8 everywhere", by_cost=True, from_prior=True, effort=True
+    ),
+    "bits-at-lowest-rank": Planner(
+        bits_at_lowest_rank,
+        "the exact plan with the smallest rank offered everywhere",
+        by_cost=True,
+        from_prior=True,
+        effort=True,
     ),
     "rank-only": Planner(
         rank_only_plan,
