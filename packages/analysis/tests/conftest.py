@@ -111,6 +111,7 @@ class StoreMaker:
                 "eval/acc": sum(right) / n,
                 "zero/acc": 0.5,
                 "model/mib": 10.0,
+                "lora/mib": 0.0,
                 "mem/peak_mib": 100.0,
             },
             **options,
@@ -133,6 +134,7 @@ class StoreMaker:
             "metrics": {
                 "eval/ppl": math.exp(sum(nats) / sum(tokens)),
                 "model/mib": 10.0,
+                "lora/mib": 0.0,
                 "mem/peak_mib": 100.0,
             },
             "task": "wiki",

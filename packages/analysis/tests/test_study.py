@@ -57,6 +57,7 @@ def test_row_of_a_run_has_its_measured_values(maker, tmp_path: Path) -> None:
         "bits": 4.5,
         "plan_s": 12.0,
         "family": "joint",
+        "device": "",
         "hardware": "a machine",
         "code": "c1",
         "stale": False,

@@ -106,7 +106,7 @@ def gather(study: Study, task: str) -> Evidence:
     baselines = (*BASELINES, *config_order(runs.loc[runs["family"] == PLANNED, "config"]))
     table = arms(study, task)
     comparisons = _or_gap(gaps, "comparisons", lambda: compare(study, task, baselines=baselines))
-    front = _or_gap(gaps, "front of stored size", lambda: pareto(study, task, x="model_mib"))
+    front = _or_gap(gaps, "front of stored size", lambda: pareto(study, task, x="stored_mib"))
     results = Results(str(first["metric"]), table, comparisons, front, frozenset(runs["device"]))
     effects = _or_gap(gaps, "factorial", lambda: factorial(study, task))
     return Evidence(

@@ -41,6 +41,7 @@ _ADAPTER_BYTES = 2  # per parameter of a stored adapter
 _BYTES_TOLERANCE = 0.05
 _IS = {BETTER: "better than", WORSE: "worse than", AS_GOOD: "as good as"}
 DIFFERENCE, SHARE = "difference", "share"  # statistics of a claim
+REPORTED = "as reported about"  # begins the source of a claim that others make about a paper
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ CLAIMS: dict[str, Claim] = {
     ),
     "loftq-rounds": Claim(
         "Rounds of LoftQ after the first bring nothing",
-        "as reported about Li et al. 2024",
+        f"{REPORTED} Li et al. 2024",
         "li2024loftq",
         (("LoftQ-5-Q4", "LoftQ-Q4"),),
         supported_by=(AS_GOOD, WORSE),
@@ -116,7 +117,7 @@ CLAIMS: dict[str, Claim] = {
     ),
     "four-bits": Claim(
         "QLoRA in 4 bits keeps 99 % of the score of LoRA in 16 bits",
-        "as reported about Dettmers et al. 2023",
+        f"{REPORTED} Dettmers et al. 2023",
         "dettmers2023qlora",
         (("B-Q4", _16_BITS),),
         share=0.99,

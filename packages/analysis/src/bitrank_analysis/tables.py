@@ -140,7 +140,7 @@ def _arms(evidence: Evidence) -> Table:
         "low": ("95 % low", as_quality),
         "high": ("95 % high", as_quality),
         "zero": ("Untrained", as_quality),
-        "model_mib": ("Stored MiB", _fixed(1)),
+        "stored_mib": ("Stored MiB", _fixed(1)),
         "bits": ("Bits", _fixed(2)),
         "peak_mib": ("Peak MiB", _fixed(0)),
         "trainable_percent": ("Trained %", _fixed(2)),

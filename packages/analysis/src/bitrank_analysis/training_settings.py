@@ -63,7 +63,8 @@ def unusual_settings(database: duckdb.DuckDBPyConnection, runs: pd.DataFrame) ->
 
 
 def _chosen(values: Mapping[str, str], keys: Sequence[str]) -> dict[str, str]:
-    return {key: values[key] for key in keys if key in values}
+    """The values of ``keys`` that are set: a field left open is equal to one that a spec lacks."""
+    return {key: values[key] for key in keys if values.get(key, "None") != "None"}
 
 
 def _different(by_run: Mapping[str, dict[str, str]], keys: Sequence[str]) -> dict[str, str]:

@@ -118,7 +118,8 @@ def test_figure_without_its_data_raises_with_the_reason(evidence: dict[str, Evid
     ranks = evidence["movies"].ranks
     fixed_ranks = replace(evidence["movies"], ranks=ranks[ranks["config"].isin(["B-FP", "Joint-3"])])
     with pytest.raises(
-        AnalysisError, match="expected an arm whose ranks move during training, got none; run B-Ada"
+        AnalysisError,
+        match="expected an arm whose ranks a planner chose or training moves, got none; run Plan-Q4",
     ):
         FIGURES["rank-map"](fixed_ranks)
     empty = replace(
@@ -196,3 +197,11 @@ def test_arms_at_one_position_are_offset_symmetrically(places: dict[str, Any]) -
         for b in places:
             if a < b and places[a] == places[b]:
                 assert abs(shifts[a] - shifts[b]) >= 11
+
+
+def test_rank_map_has_planned_arms_whose_ranks_never_move(evidence: dict[str, Evidence]) -> None:
+    movies = evidence["movies"]
+    planned = movies.runs["family"].where(movies.runs["config"] != "Joint-3", "planned")
+    with_plan = replace(movies, runs=movies.runs.assign(family=planned))
+    assert "Joint-3" not in FIGURES["rank-map"](movies).title
+    assert "and Joint-3 give most rank to" in FIGURES["rank-map"](with_plan).title

@@ -87,7 +87,10 @@ def test_missing_arm_defines_no_value_and_leaves_no_empty_file(maker: Any, tmp_p
     found = names(folder)
     assert "arm/B-Q4" in found and not any("Joint" in name or "factorial" in name for name in found)
     assert not (folder / "table-factorial.tex").exists() and not (folder / "answer.tex").exists()
-    assert not any("Joint" in path.read_text() for path in folder.glob("*.tex"))
+    others = [path for path in folder.glob("*.tex") if path.name != "table-hypotheses.tex"]
+    assert not any("Joint" in path.read_text() for path in others)
+    hypotheses = (folder / "table-hypotheses.tex").read_text()
+    assert "not tested here: no finished run of Joint-2" in hypotheses
 
 
 def test_arm_outside_the_study_is_excluded_and_noted(maker: Any, tmp_path: Path) -> None:
@@ -128,8 +131,8 @@ def test_missing_front_is_remarked_and_not_claimed(maker: Any, tmp_path: Path) -
     maker.run("B-Q4", metrics={"eval/acc": 0.5, "mem/peak_mib": 90.0}, predictions=_answers("a"))
     folder = write_paper(str(tmp_path), tmp_path / "out")
     assert (folder / "remarks.tex").read_text().splitlines()[1:] == [
-        "On movies, there is no table of front of stored size: model\\_mib was not recorded for B-Q4; run "
-        "them again."
+        "On movies, there is no table of front of stored size: stored\\_mib was not recorded for B-FP, B-Q4; "
+        "run them again."
     ]
     assert (
         not (folder / "figure-quality-bytes.tex").exists()

@@ -51,11 +51,16 @@ def test_table_has_the_arms_of_each_budget_with_the_reference_first(tmp_path: Pa
     assert any("articles: 4.0~MiB, difference in" in line for line in lines)
 
 
-def test_sentence_counts_the_arms_that_the_reference_beats(tmp_path: Path) -> None:
-    assert planners_sentences(read_planners([study(tmp_path)])) == [
-        "On articles, at equal bytes, after Holm, exact-3bits beats 1 of 1, is beaten by 0, and is "
-        "unresolved or equivalent with 0."
-    ]
+def test_sentence_says_what_the_reference_is_better_than_by_how_much_and_what_it_equals(
+    tmp_path: Path,
+) -> None:
+    frames = dict(read_planners([study(tmp_path)]))
+    text = "On articles within 4.0 MiB, the plan of exact is better than uniform (+10.0)"
+    unit = " (differences in % of perplexity)."
+    assert planners_sentences(frames) == [text + unit]
+    others = frames["articles"].iloc[[1, 1]].assign(config=["hand-made-3bits", "bits-only-3bits"])
+    frames["articles"] = pd.concat([frames["articles"], others.assign(verdict="unresolved")])
+    assert planners_sentences(frames) == [text + "; shows no difference from hand-made and bits-only" + unit]
 
 
 def test_paper_gets_table_figure_and_sentences_only_with_a_study(maker: Any, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_missing_arm_or_seed_gives_an_empty_table_with_the_reason(maker, tmp_pat
 
 
 def add_arm_of_size(maker, config: str, wrong: int, mib: float, **more) -> None:
-    metrics = {"eval/acc": 1 - wrong / 100, "model/mib": mib, "mem/peak_mib": 100.0}
+    metrics = {"eval/acc": 1 - wrong / 100, "model/mib": mib, "lora/mib": 0.0, "mem/peak_mib": 100.0}
     maker.classifier(config, [i >= wrong for i in range(100)], metrics=metrics, **more)
 
 
@@ -133,7 +133,7 @@ def test_pareto_front_of_stored_size(maker, tmp_path: Path) -> None:
 
 
 def add_arm_with_peak(maker, config: str, wrong: int, peak: float, seed: int = 0) -> None:
-    metrics = {"eval/acc": 1 - wrong / 1000, "model/mib": 10.0, "mem/peak_mib": peak}
+    metrics = {"eval/acc": 1 - wrong / 1000, "model/mib": 10.0, "lora/mib": 0.0, "mem/peak_mib": peak}
     maker.classifier(config, [i >= wrong for i in range(1000)], metrics=metrics, seed=seed)
 
 
@@ -183,7 +183,12 @@ def test_large_variation_over_seeds_leaves_the_front_unresolved(new_maker, tmp_p
                 ("small", 130 - sign * seed_shift, 10.0),
                 ("large", 100 + sign * seed_shift, 20.0),
             ):
-                metrics = {"eval/acc": 1 - wrong / 1000, "model/mib": mib, "mem/peak_mib": 100.0}
+                metrics = {
+                    "eval/acc": 1 - wrong / 1000,
+                    "model/mib": mib,
+                    "lora/mib": 0.0,
+                    "mem/peak_mib": 100.0,
+                }
                 maker.classifier(config, [i >= wrong for i in range(1000)], metrics=metrics, seed=seed)
         table = pareto(load_study(open_store(str(tmp_path / name))), "movies").set_index("config")
         membership[name] = table.loc["large", "membership"]
@@ -192,8 +197,8 @@ def test_large_variation_over_seeds_leaves_the_front_unresolved(new_maker, tmp_p
 
 def test_front_probability_equals_the_normal_approximation(maker, tmp_path: Path) -> None:
     right = np.random.default_rng(3).random((2, 150)) < 0.7
-    maker.classifier("a", right[0].tolist(), metrics={"eval/acc": 0.7, "model/mib": 10.0})
-    maker.classifier("b", right[1].tolist(), metrics={"eval/acc": 0.7, "model/mib": 20.0})
+    maker.classifier("a", right[0].tolist(), metrics={"eval/acc": 0.7, "model/mib": 10.0, "lora/mib": 0.0})
+    maker.classifier("b", right[1].tolist(), metrics={"eval/acc": 0.7, "model/mib": 20.0, "lora/mib": 0.0})
     table = pareto(load_study(open_store(str(tmp_path))), "movies").set_index("config")
     gaps = right[1].astype(float) - right[0]
     # b is on the front if it is strictly better: approximately the normal probability of a positive mean gap
@@ -205,7 +210,7 @@ def test_front_probability_equals_the_normal_approximation(maker, tmp_path: Path
 
 def test_lower_perplexity_is_on_the_front(maker, tmp_path: Path) -> None:
     for config, nats, mib in (("low", 3.0, 20.0), ("high", 4.0, 10.0), ("beaten", 4.5, 30.0)):
-        metrics = {"eval/ppl": float(np.exp(nats)), "model/mib": mib}
+        metrics = {"eval/ppl": float(np.exp(nats)), "model/mib": mib, "lora/mib": 0.0}
         tokens = [10, 20, 30, 40, 50, 60]
         maker.language_model(
             config, [nats * count + at for at, count in enumerate(tokens)], tokens, metrics=metrics
@@ -216,11 +221,11 @@ def test_lower_perplexity_is_on_the_front(maker, tmp_path: Path) -> None:
 
 
 def test_pareto_of_an_unmeasured_size_raises(maker, tmp_path: Path) -> None:
-    maker.classifier("B-FP", [True, False], metrics={"eval/acc": 0.5, "model/mib": 1.0})
+    maker.classifier("B-FP", [True, False], metrics={"eval/acc": 0.5, "model/mib": 1.0, "lora/mib": 0.0})
     study = load_study(open_store(str(tmp_path)))
     with pytest.raises(AnalysisError, match="peak_mib was not recorded for B-FP"):
         pareto(study, "movies", x="peak_mib")
-    with pytest.raises(AnalysisError, match="x to be one of model_mib, peak_mib, got 'bits'"):
+    with pytest.raises(AnalysisError, match="x to be one of stored_mib, peak_mib, got 'bits'"):
         pareto(study, "movies", x="bits")
 
 

@@ -13,8 +13,10 @@ from bitrank_analysis.statistics.pareto import ON, OPEN
 
 
 def quality_bytes(evidence: Evidence) -> Figure:
-    """Quality against the stored MiB of the base model."""
-    return _quality_against(evidence, evidence.front, "model_mib", "stored size", "Stored base model, MiB")
+    """Quality against the stored MiB of model and adapters."""
+    return _quality_against(
+        evidence, evidence.front, "stored_mib", "stored size", "Stored model and adapters, MiB"
+    )
 
 
 def quality_memory(evidence: Evidence) -> Figure:
@@ -34,7 +36,7 @@ def _quality_against(evidence: Evidence, front: pd.DataFrame, column: str, cost:
     )
     offsets = side_by_side(dict(zip(points["config"], points["x"], strict=True)))
     budgets = points[points["config"].isin(evidence.planned)].sort_values("x")
-    joined = column == "model_mib" and budgets["x"].nunique() > 1
+    joined = column == "stored_mib" and budgets["x"].nunique() > 1
     layers = [_front_line(points, axis), *([_budget_line(budgets)] if joined else [])]
     for name in [name for name in evidence.configs if name in set(points["config"])]:
         layers += _one_arm(points[points["config"] == name], evidence, offsets[name], column)
@@ -50,7 +52,7 @@ def _quality_against(evidence: Evidence, front: pd.DataFrame, column: str, cost:
         f"{'; the solid line joins the planned arms, budget by budget' if joined else ''}."
     )
     return Figure(
-        f"quality-{'bytes' if column == 'model_mib' else 'memory'}",
+        f"quality-{'bytes' if column == 'stored_mib' else 'memory'}",
         _title(points, evidence, cost),
         chart,
         note,

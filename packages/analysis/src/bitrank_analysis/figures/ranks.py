@@ -26,12 +26,24 @@ def adaptive(evidence: Evidence) -> list[str]:
     return [name for name in evidence.configs if moved.get(name, 1) > 1]
 
 
-def rank_map(evidence: Evidence) -> Figure:
-    """Final rank of each matrix, layers by modules, for each adaptive arm; mean over seeds.
+def with_own_ranks(evidence: Evidence) -> list[str]:
+    """Arms whose ranks differ by matrix: chosen by a planner, or changed during training."""
+    recorded = set(final_ranks(evidence)["config"])
+    chosen = [*adaptive(evidence), *evidence.planned]
+    return [name for name in evidence.configs if name in chosen and name in recorded]
 
-    Raises :class:`AnalysisError` without an adaptive arm.
+
+def rank_map(evidence: Evidence) -> Figure:
+    """Final rank of each matrix, layers by modules, for each adaptive and planned arm; mean over seeds.
+
+    Raises :class:`AnalysisError` without such an arm.
     """
-    arms = _adaptive_or_refuse(evidence)
+    arms = with_own_ranks(evidence)
+    if not arms:
+        raise AnalysisError(
+            "expected an arm whose ranks a planner chose or training moves, got none; run Plan-Q4, B-Ada, "
+            "Joint-1 or Joint-2"
+        )
     cells = (
         final_ranks(evidence)
         .query("config in @arms")
@@ -40,7 +52,8 @@ def rank_map(evidence: Evidence) -> Figure:
     )
     by_module = cells.groupby("module")["rank"].mean().sort_values()
     (least, low), (most, high) = ((by_module.index[at], by_module.iloc[at]) for at in (0, -1))
-    title = f"Adaptive arms give most rank to {most} (mean {high:.1f}) and least to {least} ({low:.1f})"
+    extremes = f"most rank to {most} (mean {high:.1f}) and least to {least} ({low:.1f})"
+    title = f"{phrasing.listed(arms)} {'give' if len(arms) > 1 else 'gives'} {extremes}"
     seeds = f", mean of {evidence.seeds} seeds" if evidence.seeds > 1 else ""
     note = (
         f"{evidence.task}: final LoRA rank of each weight matrix{seeds}; rows are layers from input (top) "

@@ -109,7 +109,7 @@ def _doubt(row: pd.Series) -> str:
 
 
 def _bytes(task: Evidence, row: pd.Series) -> str:
-    size = task.arms.set_index("config")["model_mib"]
+    size = task.arms.set_index("config")["stored_mib"]
     ratio = float(size[row["candidate"]] / size[row["baseline"]] - 1)
     return (
         f"{abs(100 * ratio):.0f} % {'fewer' if ratio < 0 else 'more'} stored bytes"

@@ -41,11 +41,11 @@ def _recovery(task: Evidence) -> list[str]:
 
 def _memory(task: Evidence) -> list[str]:
     """Peak memory of the smallest stored model compared with the largest."""
-    arms = task.arms.dropna(subset=["model_mib", "peak_mib"])
+    arms = task.arms.dropna(subset=["stored_mib", "peak_mib"])
     if len(arms) < 2:
         return []
-    small, large = arms.loc[arms["model_mib"].idxmin()], arms.loc[arms["model_mib"].idxmax()]
-    saved = large["model_mib"] - small["model_mib"]
+    small, large = arms.loc[arms["stored_mib"].idxmin()], arms.loc[arms["stored_mib"].idxmax()]
+    saved = large["stored_mib"] - small["stored_mib"]
     if saved < 0.05:
         return []
     return [

@@ -13,7 +13,7 @@ from bitrank_analysis.figures import pdf
 from bitrank_analysis.figures.difference_bytes import difference_bytes
 from bitrank_analysis.files import write_atomically
 from bitrank_analysis.paper.latex import tabular
-from bitrank_analysis.report.planners import planner_sentences
+from bitrank_analysis.statistics.verdicts import ALIKE, AS_GOOD, BETTER, DIFFERS, UNRESOLVED, WORSE
 
 Frames = Mapping[str, pd.DataFrame]  # by task, as arms_table makes them
 _NEEDED = {"config", "budget", "stored_bytes", "quality", "zero", "baseline", "metric", "p_holm", "verdict"}
@@ -70,13 +70,45 @@ def _arm(row: pd.Series, metric: str) -> list[str]:
 
 
 def planners_sentences(frames: Frames) -> list[str]:
-    """Which arms each reference beats in its own bytes, by task."""
+    """One sentence for each task and budget: what the reference is better than, by how much, and what not."""
     found = []
     for task, frame in frames.items():
-        references = list(dict.fromkeys(frame["baseline"].dropna()))
-        outcomes = planner_sentences(frame, references)
-        found += [f"On {task}, {outcome[0].lower()}{outcome[1:]}" for outcome in outcomes]
+        for reference in dict.fromkeys(frame["baseline"].dropna()):
+            rows = frame[(frame["baseline"] == reference) & frame["budget"].notna()]
+            if len(rows):
+                found.append(_sentence(task, str(reference), rows, _metric(frame)))
     return found
+
+
+def _sentence(task: str, reference: str, rows: pd.DataFrame, metric: str) -> str:
+    ending = _ending([reference, *rows["config"]])
+    groups: dict[str, list[str]] = {}
+    for _, row in rows.iterrows():
+        words, signed = _WORDS[str(row["verdict"])]
+        name = str(row["config"]).removesuffix(ending)
+        change = phrasing.signed(phrasing.change(float(row["difference"]), metric))
+        groups.setdefault(words, []).append(f"{name} ({change})" if signed else name)
+    parts = [words.format(phrasing.listed(names)) for words, names in groups.items()]
+    where = f"On {task} within {rows['budget'].iloc[0] / _MIB:.1f} MiB"
+    unit = f"(differences in {phrasing.unit(metric)})"
+    return f"{where}, the plan of {reference.removesuffix(ending)} {'; '.join(parts)} {unit}."
+
+
+# Verdict on an arm against the reference → what it says about the reference, and whether its size is printed.
+_WORDS = {
+    WORSE: ("is better than {}", True),
+    BETTER: ("is worse than {}", True),
+    AS_GOOD: ("is as good as {}", True),
+    UNRESOLVED: ("shows no difference from {}", False),
+    DIFFERS: ("differs on the examples of one seed from {}", True),
+    ALIKE: ("is alike on the examples of one seed to {}", True),
+}
+
+
+def _ending(names: Sequence[str]) -> str:
+    """The budget at the end of every name, such as ``-3.5bits``; "" if they share none."""
+    ending = "-" + names[0].partition("-")[2]
+    return ending if all(name.endswith(ending) for name in names) else ""
 
 
 def draw_planners(frames: Frames, folder: Path) -> list[str]:

@@ -13,7 +13,7 @@ from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.evidence import Evidence
 from bitrank_analysis.paper.latex import Source, escape, tabular
 from bitrank_analysis.paper.tables import WORDY_COLUMNS
-from bitrank_analysis.published import COLUMNS, NOT_TESTED, compared_text, result_text
+from bitrank_analysis.published import COLUMNS, NOT_TESTED, REPORTED, compared_text, result_text
 
 Findings = Mapping[str, pd.DataFrame]  # by task, as findings_on_claims makes them
 _PREFIX = "published-"
@@ -85,5 +85,8 @@ def _heading(task: str, frame: pd.DataFrame) -> str:
 
 
 def _claim(row: Any) -> list[str]:
-    claim = Source(f"{escape(row.claim)} \\citep{{{row.citation}}}")
+    cited = f"\\citep{{{row.citation}}}"
+    if row.source.startswith(REPORTED):
+        cited = f"({REPORTED} \\citealp{{{row.citation}}})"
+    claim = Source(f"{escape(row.claim)} {cited}")
     return [claim, compared_text(row), result_text(row, row.metric), f"{row.finding}: {row.reason}"]

@@ -10,7 +10,7 @@ import pandas as pd
 
 from bitrank_analysis import phrasing
 from bitrank_analysis.evidence import Evidence
-from bitrank_analysis.figures.ranks import adaptive, final_ranks
+from bitrank_analysis.figures.ranks import final_ranks, with_own_ranks
 from bitrank_analysis.matrix_names import module_order
 from bitrank_analysis.metrics import metric_of
 from bitrank_analysis.paper.latex import tabular
@@ -69,7 +69,7 @@ def _arm(task: Evidence, row: dict[str, Any], planned: bool) -> list[str]:
         for key in ("quality", "low", "high", "zero")
     }
     costs = [
-        ("model_mib", 1),
+        ("stored_mib", 1),
         ("bits", 2),
         ("trainable_percent", 2),
         ("rank", 0),
@@ -215,8 +215,8 @@ def settings_table(values: dict[str, str], evidence: Sequence[Evidence]) -> str:
 
 
 def ranks_table(task: Evidence) -> str:
-    """Appendix A: mean final rank per layer, and its range over matrices, for adaptive arms; or ""."""
-    arms = adaptive(task)
+    """Appendix A: mean final rank per layer, and its range over matrices; "" without such arms."""
+    arms = with_own_ranks(task)
     inside = final_ranks(task).query("config in @arms").dropna(subset=["layer"])
     if inside.empty:
         return ""

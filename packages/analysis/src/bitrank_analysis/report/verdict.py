@@ -59,8 +59,8 @@ def _group(task: Evidence, group: pd.DataFrame, claim: str) -> str:
 
 
 def _saving(task: Evidence, row: pd.Series) -> str:
-    """The candidate's stored bytes relative to the baseline; "" below half a percent."""
-    size = task.arms.set_index("config")["model_mib"]
+    """The candidate's stored bytes, adapters counted, relative to the baseline; "" below half a percent."""
+    size = task.arms.set_index("config")["stored_mib"]
     ratio = size[row["candidate"]] / size[row["baseline"]] - 1
     if not abs(ratio) >= 0.005:
         return ""

@@ -17,13 +17,13 @@ from bitrank_analysis.statistics.measured_sizes import size_spread
 from bitrank_analysis.statistics.moderation import seed_spread
 from bitrank_analysis.study import Study
 
-SIZES = ("model_mib", "peak_mib")
+SIZES = ("stored_mib", "peak_mib")  # model and adapters as files; peak of the training process
 RESAMPLES = 4000
 SURE = 0.95
 ON, OFF, OPEN = "yes", "no", "unresolved"
 
 
-def pareto(study: Study, task: str, x: str = "model_mib", seed: int = 0) -> pd.DataFrame:
+def pareto(study: Study, task: str, x: str = "stored_mib", seed: int = 0) -> pd.DataFrame:
     """Return the Pareto front of size ``x`` and quality, one row per config ordered by x.
 
     Columns: config, x (MiB, mean over seeds), x_low, x_high, quality, low, high, on_front, probability,
