@@ -36,13 +36,13 @@ def panel(task: str) -> alt.LayerChart:
     title, factor, reverse = PANELS[task]
     frame = pd.read_csv(TABLES / f"arms-{task}.csv")
     frame[["quality", "low", "high"]] *= factor
-    same_size = frame["model_mib"].round(1).duplicated()
+    same_size = frame["stored_mib"].round(1).duplicated()
     # Draw configs of one size side by side.
-    frame.loc[same_size, "model_mib"] += 0.012 * frame["model_mib"].max()
+    frame.loc[same_size, "stored_mib"] += 0.012 * frame["stored_mib"].max()
     quality = alt.Y("quality:Q", title=title, scale=alt.Scale(zero=False, reverse=reverse))
     low = alt.Y("low:Q", title=title, scale=quality["scale"])
     base = alt.Chart(frame).encode(
-        x=alt.X("model_mib:Q", title="stored model, MiB", scale=alt.Scale(zero=True, nice=True)),
+        x=alt.X("stored_mib:Q", title="stored model and adapters, MiB", scale=alt.Scale(zero=True, nice=True)),
         color=alt.Color("config:N", title=None, legend=None, scale=alt.Scale(scheme="tableau10")),
     )
     layers: list[alt.Chart] = [
@@ -53,7 +53,7 @@ def panel(task: str) -> alt.LayerChart:
         right, down = SHIFTS.get((task, row["config"]), (9, 4))
         side = "left" if right > 0 else "right"
         label = alt.Chart(pd.DataFrame([row])).mark_text(align=side, dx=right, dy=down, fontSize=11)
-        layers.append(label.encode(x="model_mib:Q", y=quality, text="config:N"))
+        layers.append(label.encode(x="stored_mib:Q", y=quality, text="config:N"))
     return alt.layer(*layers).properties(width=330, height=240)
 
 
