@@ -20,7 +20,7 @@ from bitrank_quant import (
     stored_weight,
     weight_matrices,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 TAKING = [
     (backend.name, text)
@@ -49,6 +49,19 @@ def test_output_gradient_and_bytes_are_those_of_the_codes(backend: str, text: st
     (expected_gradient,) = torch.autograd.grad(expected.square().sum(), x)
     assert (gradient - expected_gradient).norm() < tolerance * expected_gradient.norm()
     assert stored_bytes(layer).total - bias_O.nbytes == entry.nbytes(fmt, (96, 128), torch.float32)
+
+
+@pytest.mark.parametrize(("backend", "text"), TAKING)
+def test_every_layer_of_a_model_stores_the_predicted_bytes(backend: str, text: str) -> None:
+    """A storage counts once, so layers that shared their code books would take less than a plan says."""
+    fmt, entry = parse_format(text), BACKENDS[backend]
+    weights = torch.randn(3, 96, 128, generator=torch.Generator().manual_seed(0))
+    assert entry.make_from_codes is not None
+    layers = [
+        entry.make_from_codes(fmt.encode(weight_OI), fmt, (96, 128), None, torch.float32)
+        for weight_OI in weights
+    ]
+    assert stored_bytes(nn.Sequential(*layers)).total == 3 * entry.nbytes(fmt, (96, 128), torch.float32)
 
 
 @pytest.mark.parametrize("quantizer", ["rtn", "search"])

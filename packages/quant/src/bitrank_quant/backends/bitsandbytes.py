@@ -119,14 +119,20 @@ def _from_codes_4bit(
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     device = tensors["codes"].device
+
+    def own(book: Tensor) -> Tensor:
+        """A copy: as in a layer that bitsandbytes made, and as counted, every layer stores its books."""
+        return book.to(device, copy=True)
+
     options: dict[str, Any] = {"blocksize": _BLOCK, "quant_type": fmt.name, "dtype": compute_dtype}
     if fmt.double_quant:
         outer = QuantState(
-            absmax=tensors["outer"], code=DYNAMIC_8BIT.to(device), blocksize=_NESTED, dtype=torch.float32
+            absmax=tensors["outer"], code=own(DYNAMIC_8BIT), blocksize=_NESTED, dtype=torch.float32
         )
         options |= {"offset": tensors["offset"], "state2": outer}
-    book = CODEBOOKS[fmt.name].to(device)
-    state = QuantState(absmax=tensors["absmax"], shape=torch.Size(shape), code=book, **options)
+    state = QuantState(
+        absmax=tensors["absmax"], shape=torch.Size(shape), code=own(CODEBOOKS[fmt.name]), **options
+    )
     made = Linear4bit(shape[1], shape[0], bias=bias is not None, compute_dtype=compute_dtype, device="meta")
     made.weight = Params4bit(
         tensors["codes"][:, None],
