@@ -79,10 +79,10 @@ CLAIMS: dict[str, Claim] = {
         trained_below=0.1,
     ),
     "ard-lora": Claim(
-        "ARD-LoRA keeps 99.3 % of full quality (here: of LoRA of rank 8 in the same formats)",
+        "ARD-LoRA keeps 99.3 % of full quality (here: of LoRA in 16 bits)",
         "Shinwari and Usama 2025",
         "shinwari2025ard",
-        (("ARD-LoRA-Q4", "B-Q4"),),
+        (("ARD-LoRA-Q4", _16_BITS),),
         share=0.993,
         bits=_FOUR,
     ),

@@ -111,7 +111,7 @@ def test_sentences_separate_arms_with_and_without_a_budget(store: Path) -> None:
     assert "better" not in sentences and "worse" not in sentences
     assert "- B-Ada at 2bits: does not fit into 50 bytes" in text
     assert "7 of 7 arms end ahead of their own untrained model" in text
-    assert "| ARD-LoRA keeps 99.3 % of full quality (here: of LoRA of rank 8 in the same formats) |" in claims
+    assert "| ARD-LoRA keeps 99.3 % of full quality (here: of LoRA in 16 bits) |" in claims
     assert "not tested here: no finished run of ARD-LoRA-Q4" in claims
     assert (store / "movies.csv").is_file() and (store / "report.md").read_text() == text
 
