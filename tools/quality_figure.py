@@ -42,7 +42,7 @@ def panel(task: str) -> alt.LayerChart:
     quality = alt.Y("quality:Q", title=title, scale=alt.Scale(zero=False, reverse=reverse))
     low = alt.Y("low:Q", title=title, scale=quality["scale"])
     base = alt.Chart(frame).encode(
-        x=alt.X("stored_mib:Q", title="stored model and adapters, MiB", scale=alt.Scale(zero=True, nice=True)),
+        x=alt.X("stored_mib:Q", title="model and adapters, MiB", scale=alt.Scale(zero=True, nice=True)),
         color=alt.Color("config:N", title=None, legend=None, scale=alt.Scale(scheme="tableau10")),
     )
     layers: list[alt.Chart] = [
