@@ -28,9 +28,12 @@ _REVERSED = {BETTER: WORSE, WORSE: BETTER}
 REFERENCE = "B-Q4"
 
 
-def planned_sentences(task: Evidence) -> list[str]:
-    """One sentence per planned arm of ``task``: its verdicts, intervals, bytes and planning time."""
-    return [sentence for name in task.planned if (sentence := _sentence(task, name))]
+def planned_sentences(task: Evidence, costs: bool = True) -> list[str]:
+    """One sentence per planned arm of ``task``: its verdicts, intervals and bytes.
+
+    With ``costs`` it also has the seconds of planning and of a run.
+    """
+    return [sentence for name in task.planned if (sentence := _sentence(task, name, costs))]
 
 
 def best_other(task: Evidence, name: str) -> str | None:
@@ -62,7 +65,7 @@ def pair(task: Evidence, candidate: str, baseline: str) -> pd.Series | None:
     return row
 
 
-def _sentence(task: Evidence, name: str) -> str:
+def _sentence(task: Evidence, name: str, costs: bool) -> str:
     best = best_other(task, name)
     parts = []
     for other in dict.fromkeys([REFERENCE, best]):
@@ -71,7 +74,8 @@ def _sentence(task: Evidence, name: str) -> str:
             parts.append(_against(task, row) + (", the best other arm" if other == best else ""))
     if not parts:
         return ""
-    return f"On {task.task}, {name}{_cost(task, name)} {'; it '.join(parts)}."
+    cost = _cost(task, name) if costs else ""
+    return f"On {task.task}, {name}{cost} {'; it '.join(parts)}."
 
 
 def _against(task: Evidence, row: pd.Series) -> str:

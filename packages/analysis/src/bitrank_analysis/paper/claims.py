@@ -33,7 +33,7 @@ def claims(task: Evidence) -> list[str]:
     Each verdict has its difference, interval, corrected p-value and number of seeds.
     """
     against_baselines = [sentence for baseline in BASELINES for sentence in _against(task, baseline)]
-    arms = [*planned_sentences(task), *against_baselines]
+    arms = [*planned_sentences(task, costs=False), *against_baselines]
     return [*arms, *factorial_claims(task), *_front(task), *_power(task), *seed_claims(task)]
 
 
@@ -246,7 +246,7 @@ def answer(evidence: Sequence[Evidence], joint: Sequence[str]) -> list[str]:
 
 def planned_answer(evidence: Sequence[Evidence]) -> list[str]:
     """The answer for planned arms over all tasks: the sentence of each arm and task."""
-    return [sentence for task in evidence for sentence in planned_sentences(task)]
+    return [sentence for task in evidence for sentence in planned_sentences(task, costs=False)]
 
 
 def _answer(evidence: Sequence[Evidence], joint: Sequence[str], baseline: str) -> list[str]:
