@@ -55,7 +55,7 @@ def test_sentence_says_what_the_reference_is_better_than_by_how_much_and_what_it
     tmp_path: Path,
 ) -> None:
     frames = dict(read_planners([study(tmp_path)]))
-    text = "On articles within 4.0 MiB, the plan of exact is better than uniform (+10.0)"
+    text = "On articles within 4.0 MiB, exact is better than uniform (+10.0)"
     unit = " (differences in % of perplexity)."
     assert planners_sentences(frames) == [text + unit]
     others = frames["articles"].iloc[[1, 1]].assign(config=["hand-made-3bits", "bits-only-3bits"])

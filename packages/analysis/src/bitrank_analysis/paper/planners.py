@@ -91,7 +91,7 @@ def _sentence(task: str, reference: str, rows: pd.DataFrame, metric: str) -> str
     parts = [words.format(phrasing.listed(names)) for words, names in groups.items()]
     where = f"On {task} within {rows['budget'].iloc[0] / _MIB:.1f} MiB"
     unit = f"(differences in {phrasing.unit(metric)})"
-    return f"{where}, the plan of {reference.removesuffix(ending)} {'; '.join(parts)} {unit}."
+    return f"{where}, {reference.removesuffix(ending)} {'; '.join(parts)} {unit}."
 
 
 # Verdict on an arm against the reference → what it says about the reference, and whether its size is printed.
