@@ -15,6 +15,7 @@ from bitrank_analysis import AnalysisError, load_study, open_store
 from bitrank_analysis.evidence import Evidence, gather
 from bitrank_analysis.figures import FIGURES, Figure, draw_all, save, spec, style
 from bitrank_analysis.figures.memory import memory_parts
+from bitrank_analysis.figures.save import svg
 from bitrank_analysis.figures.theme import side_by_side
 from bitrank_analysis.statistics.verdicts import DIFFERS
 from hypothesis import given
@@ -197,6 +198,22 @@ def test_arms_at_one_position_are_offset_symmetrically(places: dict[str, Any]) -
         for b in places:
             if a < b and places[a] == places[b]:
                 assert abs(shifts[a] - shifts[b]) >= 11
+
+
+def test_svg_of_a_map_is_the_same_each_time(evidence: dict[str, Evidence]) -> None:
+    figure = FIGURES["rank-map"](evidence["movies"])
+    first, second = svg(figure), svg(figure)
+    assert first == second and b"url(#gradient_0)" in first
+
+
+def test_rank_map_of_equal_ranks_names_no_most_and_least(evidence: dict[str, Evidence]) -> None:
+    movies = evidence["movies"]
+    equal = replace(
+        movies,
+        runs=movies.runs.assign(family="planned"),
+        ranks=movies.ranks[movies.ranks["config"] == "B-FP"].assign(rank=4),
+    )
+    assert FIGURES["rank-map"](equal).title == "Every kind of matrix has a mean rank of 4.0 in B-FP"
 
 
 def test_rank_map_has_planned_arms_whose_ranks_never_move(evidence: dict[str, Evidence]) -> None:

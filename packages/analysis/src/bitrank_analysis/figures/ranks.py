@@ -54,6 +54,8 @@ def rank_map(evidence: Evidence) -> Figure:
     (least, low), (most, high) = ((by_module.index[at], by_module.iloc[at]) for at in (0, -1))
     extremes = f"most rank to {most} (mean {high:.1f}) and least to {least} ({low:.1f})"
     title = f"{phrasing.listed(arms)} {'give' if len(arms) > 1 else 'gives'} {extremes}"
+    if low == high:
+        title = f"Every kind of matrix has a mean rank of {low:.1f} in {phrasing.listed(arms)}"
     seeds = f", mean of {evidence.seeds} seeds" if evidence.seeds > 1 else ""
     note = (
         f"{evidence.task}: final LoRA rank of each weight matrix{seeds}; rows are layers from input (top) "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,8 +48,15 @@ def pdf(figure: Figure) -> bytes:
     return vl_convert.vegalite_to_pdf(spec(figure, titled=False), vl_version=VEGA_LITE)
 
 
+def svg(figure: Figure) -> bytes:
+    """The figure as SVG, the same bytes for the same figure: Vega counts gradients over the whole process."""
+    text = vl_convert.vegalite_to_svg(spec(figure), vl_version=VEGA_LITE)
+    found = list(dict.fromkeys(re.findall(r"gradient_\d+", text)))
+    return re.sub(r"gradient_\d+", lambda name: f"gradient_{found.index(name[0])}", text).encode()
+
+
 _KINDS: dict[str, Callable[[Figure], bytes]] = {
-    "svg": lambda figure: vl_convert.vegalite_to_svg(spec(figure), vl_version=VEGA_LITE).encode(),
+    "svg": svg,
     "png": lambda figure: vl_convert.vegalite_to_png(spec(figure), vl_version=VEGA_LITE, scale=2),
     "pdf": pdf,
     "json": lambda figure: json.dumps(spec(figure), indent=1).encode(),
