@@ -1,28 +1,35 @@
 """One GPU session: plan and train two models at the bytes of B-Q4, beside B-Q4, B-FP and the peers.
 
-    python benchmarks/gpu.py [--minutes 12] [--out FOLDER] [--rounds 2]
-    python benchmarks/gpu.py --tiny                      the same steps on tiny models, on a CPU too
+    python benchmarks/gpu.py [--minutes 12] [--out FOLDER] [--steps 33]
+    python benchmarks/gpu.py --tiny                      the same on a tiny model, on a CPU too
 
 The models are SmolLM2 and a random Llama of the 1-billion class with its tokenizer; losses of the random one
-mean nothing. For each: measure and plan (`bitrank plan --budget =B-Q4`), then train the plan, B-Q4 and B-FP,
-and the tuned and the default peer of `peers.py`. No step starts after the time limit, and each is stopped at
-it; what is missing is named. `gpu.json` in the folder is written after every step.
+mean nothing. For each: measure and plan (`bitrank plan --budget =B-Q4`), then train the plan, B-Q4 (with and
+without CUDA graphs) and B-FP, and the tuned and the default peer of `peers.py`. All sides of a model are
+processes on the same GPU and take turns, step by step (`turns.py`). Both models are planned at once. No part
+starts after the time limit, and each is stopped at it; what is missing is named. `gpu.json` in the folder is
+written after every part.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness import SideFailed, cores, figure_cell, ratio_cell, script, table, values
+from harness import WARM_UP, Figures, SideFailed, cores, script, table
+from turns import in_turns
 
 TASK = "wiki_articles"
 # Shapes of a Llama with 1.2 billion parameters, as in Llama 3.2 1B but for the vocabulary of the tokenizer.
@@ -42,52 +49,14 @@ TINY = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
 }
-OURS = ("plan", "B-Q4", "B-FP")
 PEERS = (("B-Q4", "tuned"), ("B-FP", "tuned"), ("B-FP", "default"))
+PLAIN = "B-Q4 without graphs"
 _REST = "no time left"
+_PLANNING = 0.5  # largest share of the time; a model without a plan trains its other sides
 
 
-@dataclass
-class Session:
-    """Steps run one after the other until ``deadline`` (monotonic seconds), with their figures.
-
-    ``found`` maps (model, side) to figures by round; a step that failed, or was not started, has the reason
-    under ``failed``.
-    """
-
-    out: Path
-    deadline: float
-    found: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
-
-    def step(self, model: str, side: str, command: Sequence[str]) -> dict[str, Any]:
-        """Run ``command``, which prints a JSON object of figures last; keep and return them."""
-        started, left = time.monotonic(), self.deadline - time.monotonic()
-        if left <= 0:
-            figures: dict[str, Any] = {"failed": _REST}
-        else:
-            try:
-                figures = _figures(command, left)
-            except SideFailed as failure:
-                figures = {"failed": str(failure)}
-        self.found.setdefault(model, {}).setdefault(side, []).append(figures)
-        (self.out / "gpu.json").write_text(json.dumps(self.found, indent=1))
-        reason = figures.get("failed", "")
-        print(f"{model} {side}: {reason or 'done'} [{time.monotonic() - started:.0f} s]", flush=True)
-        return figures
-
-
-def _figures(command: Sequence[str], seconds: float) -> dict[str, Any]:
-    try:
-        done = subprocess.run(
-            [sys.executable, *command], capture_output=True, text=True, timeout=seconds, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise SideFailed(_REST) from None
-    found = _last_object(done.stdout)
-    if done.returncode or found is None:
-        lines = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()
-        raise SideFailed(f"exit code {done.returncode}: {lines[-1][:300]}")
-    return found
+Found = dict[str, dict[str, Any]]
+"""Per model: figures of ``planning``, and the steps of each side; or ``{"failed": reason}``."""
 
 
 def _last_object(text: str) -> dict[str, Any] | None:
@@ -106,24 +75,113 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=12.0, help="time limit (default: 12)")
     parser.add_argument("--out", type=Path, default=Path("results/gpu"), help="folder for plans and figures")
-    parser.add_argument("--rounds", type=int, default=2, help="trainings of each side (default: 2)")
-    parser.add_argument("--steps", type=int, default=40, help="optimizer steps of a training (default: 40)")
+    parser.add_argument("--steps", type=int, default=33, help="steps of each side (default: 33)")
     parser.add_argument("--batch", type=int, default=16, help="sequences of a step (default: 16)")
-    parser.add_argument("--tiny", action="store_true", help="tiny models and few steps: checks this script")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model, few steps: checks this script")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    session = Session(arguments.out, time.monotonic() + 60 * arguments.minutes)
+    deadline = time.monotonic() + 60 * arguments.minutes
+    if arguments.tiny:
+        arguments.steps, arguments.batch = WARM_UP + 3, 2
     with tempfile.TemporaryDirectory() as folder:
         shapes = {"random Llama": TINY if arguments.tiny else BILLION}
         models = {name: random_llama(Path(folder) / "llama", given) for name, given in shapes.items()}
         if not arguments.tiny:
             models = {"SmolLM2": None, **models}
-        for name, model in models.items():
-            measure_model(session, name, model, arguments)
-    report = report_of(session.found)
+        found = measure(models, arguments, deadline)
+    report = report_of(found)
     (arguments.out / "gpu.md").write_text(report)
     print(report)
-    return 1 if missing(session.found) else 0
+    return 1 if missing(found) else 0
+
+
+def measure(models: dict[str, Path | None], arguments: argparse.Namespace, deadline: float) -> Found:
+    """Plan for all models at once, then let the sides of each take turns."""
+    found: Found = {name: {} for name in models}
+    planned_by = time.monotonic() + _PLANNING * (deadline - time.monotonic())
+    with ThreadPoolExecutor() as pool:
+        planned = {
+            name: pool.submit(plan, name, model, arguments, planned_by) for name, model in models.items()
+        }
+    for name, figures in planned.items():
+        found[name]["planning"] = figures.result()
+    for name, model in models.items():
+        _write(found, arguments.out)
+        found[name]["sides"] = train_sides(name, model, arguments, deadline)
+        print(f"{name}: {'failed' if 'failed' in found[name]['sides'] else 'done'}", flush=True)
+    _write(found, arguments.out)
+    return found
+
+
+def _write(found: Found, folder: Path) -> None:
+    (folder / "gpu.json").write_text(json.dumps(found, indent=1))
+
+
+def plan(name: str, model: Path | None, arguments: argparse.Namespace, deadline: float) -> Figures:
+    """Measure and plan one model; the plan goes to the folder of results."""
+    chosen = [] if model is None else ["--model", str(model)]
+    command = ["-m", "bitrank", "plan", "--task", TASK, "--budget", "=B-Q4", "--json"]
+    command += ["--save", str(plan_path(name, arguments)), "--set", f"batch_size={arguments.batch}", *chosen]
+    left = max(1.0, deadline - time.monotonic())
+    try:
+        done = subprocess.run(
+            [sys.executable, *command], capture_output=True, text=True, timeout=left, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return {"failed": _REST}
+    made = _last_object(done.stdout)
+    if done.returncode or made is None:
+        lines = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()
+        return {"failed": f"exit code {done.returncode}: {lines[-1][:300]}"}
+    return made
+
+
+def plan_path(name: str, arguments: argparse.Namespace) -> Path:
+    return Path(arguments.out / f"{name.replace(' ', '-')}.json")
+
+
+def train_sides(name: str, model: Path | None, arguments: argparse.Namespace, deadline: float) -> Figures:
+    """{side: its steps after the warm-up}; sides of a model whose plan failed are the others."""
+    common = ["--task", TASK, "--steps", arguments.steps, "--threads", max(1, cores() // 8)]
+    common += [] if model is None else ["--model", model]
+    settings = ["--set", f"batch_size={arguments.batch}"]
+    commands = {
+        "plan": script("turns.py", plan_path(name, arguments), *common, *settings),
+        "B-Q4": script("turns.py", "--config", "B-Q4", *common, *settings),
+        PLAIN: script("turns.py", "--config", "B-Q4", *common, *settings),
+        "B-FP": script("turns.py", "--config", "B-FP", *common, *settings),
+    }
+    if not plan_path(name, arguments).exists():
+        del commands["plan"]
+    for config, kind in PEERS:
+        given = ("--turns", "--peer", kind, "--config", config, "--batch", arguments.batch)
+        commands[f"{config} {kind} peer"] = script("peers.py", *given, *common)
+    environments = [{**os.environ, "BITRANK_CUDA_GRAPHS": "0" if side == PLAIN else "1"} for side in commands]
+    left = deadline - time.monotonic()
+    if left <= 0:
+        return {"failed": _REST}
+    try:
+        with time_limit(left):
+            steps = in_turns(list(commands.values()), arguments.steps, environments)
+    except SideFailed as failure:
+        return {"failed": str(failure)}
+    return dict(zip(commands, (side[WARM_UP:] for side in steps), strict=True))
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise :class:`SideFailed` inside after ``seconds``."""
+
+    def stop(*_: object) -> None:
+        raise SideFailed(_REST)
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
 
 
 def random_llama(folder: Path, shapes: dict[str, int]) -> Path:
@@ -144,67 +202,63 @@ def random_llama(folder: Path, shapes: dict[str, int]) -> Path:
     return folder
 
 
-def measure_model(session: Session, name: str, model: Path | None, arguments: argparse.Namespace) -> None:
-    """Plan for one model, and train every side for the rounds."""
-    steps, batch = (6, 2) if arguments.tiny else (arguments.steps, arguments.batch)
-    chosen = [] if model is None else ["--model", str(model)]
-    settings = ["--set", f"batch_size={batch}"]
-    plan = session.out / f"{name.replace(' ', '-')}.json"
-    command = ["-m", "bitrank", "plan", "--task", TASK, "--budget", "=B-Q4", "--save", str(plan), "--json"]
-    session.step(name, "planning", [*command, *chosen, *settings])
-    common = ["--task", TASK, "--steps", steps, "--threads", cores(), *chosen]
-    for _ in range(arguments.rounds):
-        for arm in OURS:
-            named = ["--plan", plan] if arm == "plan" else ["--config", arm]
-            session.step(name, arm, script("ours.py", *named, *common, *settings))
-        for config, kind in PEERS:
-            given = ["--peer", kind, "--config", config, "--batch", batch]
-            session.step(name, f"{config} {kind} peer", script("peers.py", *given, *common))
-
-
-def missing(found: dict[str, dict[str, list[dict[str, Any]]]]) -> list[str]:
-    """``model side: reason`` of every step without figures."""
+def missing(found: Found) -> list[str]:
+    """``model, part: reason`` of everything without figures."""
     return [
-        f"{model}, {side}: {figures['failed']}"
-        for model, sides in found.items()
-        for side, rounds in sides.items()
-        for figures in rounds
+        f"{model}, {part}: {figures['failed']}"
+        for model, parts in found.items()
+        for part, figures in parts.items()
         if "failed" in figures
     ]
 
 
-def report_of(found: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
+def report_of(found: Found) -> str:
     """Planning seconds, and tokens/s and memory of every side, as Markdown."""
     parts = ["## GPU: plans at the bytes of B-Q4"]
-    for model, sides in found.items():
-        rows = []
-        for side, rounds in sides.items():
-            if side == "planning":
-                continue
-            tuned = sides.get(f"{'B-Q4' if side == 'plan' else side} tuned peer")
-            ratio = ratio_cell(rounds, tuned, "wall_tok_s") if tuned and side in OURS else "–"
-            cells = (figure_cell(rounds, key) for key in ("wall_tok_s", "device_mib", "peak_mib"))
-            rows.append([side, *cells, ratio])
-        head = ("side", "tokens/s", "device MiB", "process MiB", "÷ tuned peer")
-        parts += [f"### {model}", planning_line(sides.get("planning", [])), table(head, rows)]
+    for model, figures in found.items():
+        parts += [f"### {model}", planning_line(figures["planning"])]
+        if "failed" not in (sides := figures["sides"]):
+            parts.append(sides_table(sides))
     if lost := missing(found):
         parts.append("Not measured: " + "; ".join(lost) + ".")
     parts.append(
-        "Median (range) over rounds, after the warm-up. The plan is compared with the tuned peer of B-Q4."
+        f"Tokens/s over all steps after the first {WARM_UP}; ratios of paired steps, median (quartiles). The "
+        "plan is compared with the tuned peer of B-Q4. Memory: peak of the GPU and of the process."
     )
     return "\n\n".join(parts) + "\n"
 
 
-def planning_line(rounds: Sequence[dict[str, Any]]) -> str:
+def sides_table(sides: dict[str, list[Figures]]) -> str:
+    """One row per side: tokens/s, memory, and its speed over that of a tuned peer."""
+    rows = []
+    for side, steps in sides.items():
+        speed = sum(step["tokens"] for step in steps) / sum(step["seconds"] for step in steps)
+        milliseconds = 1000 * statistics.median(step["seconds"] for step in steps)
+        config = "B-FP" if side.startswith("B-FP") else "B-Q4"
+        tuned = sides[f"{config} tuned peer"]
+        ratio = "–" if tuned is steps else quartiles(steps, tuned)
+        memory = (f"{steps[-1][key]:,.0f}" for key in ("device_mib", "peak_mib"))
+        rows.append([side, f"{speed:,.0f}", f"{milliseconds:,.1f}", *memory, ratio])
+    return table(("side", "tokens/s", "ms per step", "device MiB", "process MiB", "÷ tuned peer"), rows)
+
+
+def quartiles(ours: Sequence[Figures], theirs: Sequence[Figures]) -> str:
+    """Median and quartiles of the ratio of tokens/s over paired steps."""
+    ratios = [
+        a["tokens"] / a["seconds"] * b["seconds"] / b["tokens"] for a, b in zip(ours, theirs, strict=True)
+    ]
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return f"{middle:.2f} ({low:.2f}–{high:.2f})"
+
+
+def planning_line(figures: Figures) -> str:
     """The seconds of planning and the bytes of the plan."""
-    try:
-        (nbytes,) = values(rounds, "bytes")
-    except (SideFailed, ValueError) as failure:
-        return f"No plan: {failure}."
-    seconds = rounds[0]["planning_seconds"]
+    if "failed" in figures:
+        return f"No plan: {figures['failed']}."
+    seconds = figures["planning_seconds"]
     return (
-        f"Plan of {nbytes:,.0f} bytes in a budget of {rounds[0]['budget']:,}: {seconds['measuring']:.1f} s "
-        f"to measure, {seconds['choosing']:.1f} s to choose."
+        f"Plan of {figures['bytes']:,.0f} bytes in a budget of {figures['budget']:,}: "
+        f"{seconds['measuring']:.1f} s to measure, {seconds['choosing']:.1f} s to choose."
     )
 
 

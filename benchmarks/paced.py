@@ -58,5 +58,6 @@ def paced_spec(arguments: argparse.Namespace) -> RunSpec:
         "log_every": never,
         "threads": arguments.threads,
     }
-    given |= {"plan": getattr(arguments, "plan", None)} | dict(parse_setting(text) for text in arguments.set)
+    given |= {name: getattr(arguments, name, None) for name in ("plan", "model")}
+    given |= dict(parse_setting(text) for text in arguments.set)
     return make_spec(find_profile("laptop"), getattr(arguments, "config", ""), arguments.task, given)

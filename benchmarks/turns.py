@@ -4,9 +4,10 @@
     python benchmarks/turns.py --config Joint-2 --task movie_sentences --steps 43 --threads 2
 
 It prints ``{"ready": true}`` when training can begin, executes one step per input line, and prints the
-seconds and tokens of each, including the construction of the next batch. It ends at the end of its input. The
-training is that of ``paced.py``; :func:`in_turns` controls the sides. Each side is a process instead of a
-thread: with two OpenMP pools in one process, threads hardly wait for the next product before they sleep.
+seconds and tokens of each, including the construction of the next batch, and the peaks of memory. It ends at
+the end of its input. The training is that of ``paced.py``; :func:`in_turns` controls the sides. Each side is
+a process instead of a thread: with two OpenMP pools in one process, threads hardly wait for the next product
+before they sleep.
 """
 
 from __future__ import annotations
@@ -67,13 +68,24 @@ class Turn:
 
     def over(self) -> None:
         """Report the step, and wait for the next. Raises :class:`InputEnded` at the end of the input."""
-        _print_figures({"seconds": time.perf_counter() - self._begun, "tokens": self.tokens})
+        memory = _after_device()
+        _print_figures({"seconds": time.perf_counter() - self._begun, "tokens": self.tokens, **memory})
         self._wait()
 
     def _wait(self) -> None:
         if not sys.stdin.readline():
             raise InputEnded
         self.tokens, self._begun = 0, time.perf_counter()
+
+
+def _after_device() -> dict[str, float]:
+    """Wait for the work of a GPU; return its peak memory so far in MiB, and that of the process."""
+    import torch
+    from bitrank_trainer import choose_device, device_memory_mib, peak_memory_mib
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return {"device_mib": device_memory_mib(choose_device()), "peak_mib": peak_memory_mib()}
 
 
 def parse_step_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -137,6 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("plan", nargs="?", help="a plan file")
     parser.add_argument("--config", default="", help="a config instead of a plan")
     parser.add_argument("--task", required=True)
+    parser.add_argument("--model", help="instead of the task's model")
     parser.add_argument(
         "--steps", type=int, required=True, help="highest number of steps; schedules end there"
     )

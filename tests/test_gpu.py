@@ -118,6 +118,31 @@ def test_losses_on_the_accelerator_are_near_those_on_the_cpu(tmp_path: Path) -> 
 
 @only_cuda
 @pytest.mark.parametrize(
+    ("config", "task"),
+    [
+        ("B-FP", "toy_articles"),
+        ("B-Q4", "toy_articles"),
+        ("L4Q-Q4", "toy_articles"),
+        ("Scales-Q4", "toy_articles"),
+        ("B-FP", "toy_sentences"),
+        ("B-Q4", "toy_sentences"),
+        ("QA-LoRA-Q4", "toy_articles"),
+        ("DoRA-Weight-Q4", "toy_articles"),
+    ],
+)
+def test_graphs_give_the_losses_of_plain_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str, task: str
+) -> None:
+    graphed, _, events = go(tmp_path / "graphed", config, task, dropout=0.0)
+    monkeypatch.setenv("BITRANK_CUDA_GRAPHS", "0")
+    plain, *_ = go(tmp_path / "plain", config, task, dropout=0.0)
+    assert graphed == pytest.approx(plain, rel=0.01)
+    assert [event for event in events if event["event"] == "cuda_graphs"]
+    assert not [event for event in events if event["event"] == "no_cuda_graphs"]
+
+
+@only_cuda
+@pytest.mark.parametrize(
     ("name", "stored"), [("cuda-4bit", "nf4-dq@bitsandbytes"), ("cuda-8bit", "llm-int8@bitsandbytes")]
 )
 @pytest.mark.parametrize("config", ["B-Q4", "Joint-1"])

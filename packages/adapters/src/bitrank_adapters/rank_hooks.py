@@ -39,6 +39,10 @@ class FixedRanks:
         """Whether ranks are final after ``step``."""
         return True
 
+    def is_constant(self) -> bool:
+        """Whether every step computes the same function of the parameters, so that it may be recorded."""
+        return True
+
     def ranks(self) -> dict[str, int]:
         """Active rank of every adapted matrix."""
         return {name: module.r[_ADAPTER] for name, module in adapted(self._model)}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bitrank_trainer.checkpoints import Progress
+from bitrank_trainer.cuda_graphs import CudaGraphs, Unrecordable
 from bitrank_trainer.distributed.data_parallel import ALONE, Processes
 from bitrank_trainer.errors import TrainError
 from bitrank_trainer.loss_scale import Scaling
@@ -33,7 +34,8 @@ Emit = Callable[[dict[str, object]], None]
 class Passes:
     """Computes gradients in passes of at most ``tokens`` padded tokens.
 
-    None runs whole batches until an out-of-memory error sets a limit.
+    None runs whole batches until an out-of-memory error sets a limit. ``graphs`` repeat passes of the same
+    shape; without them, or after an out-of-memory error, passes run operation by operation.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Passes:
         scaling: Scaling,
         emit: Emit,
         processes: Processes = ALONE,
+        graphs: CudaGraphs | None = None,
     ) -> None:
         self._objective, self._device, self._tokens, self._scaling, self._emit = (
             objective,
@@ -52,8 +55,8 @@ class Passes:
             scaling,
             emit,
         )
-        self._processes = processes
-        self._shape = (0, 0)
+        self._processes, self._graphs = processes, graphs
+        self._shape, self._by_graphs = (0, 0), False
 
     def gradient(self, model: nn.Module, batches: Sequence[Batch], progress: Progress) -> Tensor:
         """Store the gradient of the mean loss over ``batches`` in the parameters; return the detached loss.
@@ -104,12 +107,37 @@ class Passes:
             ):
                 self._shape = part["input_ids"].shape
                 weight = counts * self._objective.weight(part) / total
-                share = self._objective.loss(model, part, self._device) * weight
-                self._scaling.backward(share)
-                loss += share.detach()
+                loss += self._pass(model, part, weight)
         return loss
 
+    def _pass(self, model: nn.Module, part: Batch, weight: float) -> Tensor:
+        """Add the gradient of ``weight`` · loss to the parameters; return the detached product."""
+        if (loss := self._by_graph(model, part, weight)) is not None:
+            return loss * weight
+        share = self._objective.loss(model, part, self._device) * weight
+        self._scaling.backward(share)
+        return share.detach()
+
+    def _by_graph(self, model: nn.Module, part: Batch, weight: float) -> Tensor | None:
+        """The loss, if a graph did the pass."""
+        if self._graphs is None:
+            return None
+        try:
+            inputs = self._objective.inputs(model, part)
+            loss = self._graphs.add(model, inputs, self._scaling.scaled(weight))
+            if loss is not None and not self._by_graphs:
+                self._by_graphs = True
+                self._emit({"event": "cuda_graphs", "tags": {"cuda_graphs": "passes of repeated shapes"}})
+            return loss
+        except Unrecordable as error:
+            reason = str(error)
+        self._graphs = None
+        message = f"no CUDA graphs: {reason}; the passes run operation by operation"
+        self._emit({"event": "no_cuda_graphs", "message": message, "tags": {"cuda_graphs": message}})
+        return None
+
     def _recover(self, model: nn.Module) -> None:
+        self._graphs = None  # they keep the memory of their passes
         for parameter in trainable(model).values():
             parameter.grad = None
         gc.collect()

@@ -31,6 +31,9 @@ class RankHook(Protocol):
     def settled(self, step: int) -> bool:
         """Whether ranks are final after ``step``; only then may a model count as the best."""
 
+    def is_constant(self) -> bool:
+        """Whether every step computes the same function of the parameters: no rank, mask or scale changes."""
+
     def ranks(self) -> dict[str, int]:
         """Active rank of each adapted matrix."""
 
@@ -56,6 +59,9 @@ class NoHook:
         return None
 
     def settled(self, step: int) -> bool:
+        return True
+
+    def is_constant(self) -> bool:
         return True
 
     def ranks(self) -> dict[str, int]:

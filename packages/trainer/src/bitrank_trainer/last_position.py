@@ -27,11 +27,20 @@ def read_last_token(model: nn.Module, mask_BT: np.ndarray, device: str) -> Itera
 
     Adapted models and padding on either side are supported. Models that read another position are unchanged.
     """
+    with read_positions(model, torch.from_numpy(last_positions(mask_BT)).to(device)):
+        yield
+
+
+@contextmanager
+def read_positions(model: nn.Module, last_B: Tensor | None) -> Iterator[None]:
+    """Context in which a classifier ``model`` selects the tokens ``last_B`` (batch,); None: unchanged.
+
+    Models that read another position than the last are unchanged.
+    """
     head = last_token_head(model)
-    if head is None:
+    if head is None or last_B is None:
         yield
         return
-    last_B = torch.from_numpy(_last_positions(mask_BT)).to(device)
     hook = head.register_forward_hook(partial(_everywhere, last_B))
     try:
         yield
@@ -56,7 +65,8 @@ def _skips_padding(kind: type[nn.Module]) -> bool:
     return code is not None and "last_non_pad_token" in code.co_varnames
 
 
-def _last_positions(mask_BT: np.ndarray) -> np.ndarray:
+def last_positions(mask_BT: np.ndarray) -> np.ndarray:
+    """Position of the last token under the mask (batch,)."""
     last: np.ndarray = mask_BT.shape[1] - 1 - np.argmax(mask_BT[:, ::-1], axis=1)
     return last
 

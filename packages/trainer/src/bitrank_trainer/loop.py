@@ -24,6 +24,7 @@ from bitrank_trainer.checkpoints import (
     save_checkpoint,
     save_weights,
 )
+from bitrank_trainer.cuda_graphs import graphs_for
 from bitrank_trainer.distributed.data_parallel import ALONE, Processes
 from bitrank_trainer.errors import Diverged, TrainError
 from bitrank_trainer.gradients import Emit, Passes
@@ -98,7 +99,8 @@ def train(
     task.processes.agree(list(trainable(model).values()))
     batches = task.batches(progress.step * settings.accumulation)
     scaling = Scaling(optimizer, task.device, settings.loss_scale, progress)
-    passes = Passes(task.objective, task.device, settings.micro_tokens, scaling, emit, task.processes)
+    graphs = graphs_for(task.objective, task.device, hook, task.processes)
+    passes = Passes(task.objective, task.device, settings.micro_tokens, scaling, emit, task.processes, graphs)
     model.train()
     while progress.step < settings.steps:
         logs = _step(state, passes, scaling, batches)

@@ -25,7 +25,7 @@ class Scaling:
     def __init__(
         self, optimizer: torch.optim.Optimizer, device: str, first: float | None, progress: Progress
     ) -> None:
-        self._optimizer = optimizer
+        self._optimizer, self._device = optimizer, device
         self._scaler = torch.amp.GradScaler(device, init_scale=first or 1.0, enabled=first is not None)
         if first is not None and progress.scaling:
             self._scaler.load_state_dict(progress.scaling)
@@ -33,6 +33,11 @@ class Scaling:
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of the scaled ``loss`` in the parameters."""
         self._scaler.scale(loss).backward()
+
+    def scaled(self, factor: float) -> Tensor:
+        """``factor`` times the loss scale of :meth:`backward`, in fp32 on the device."""
+        made: Tensor = self._scaler.scale(torch.tensor(factor, device=self._device))
+        return made
 
     def clip(self, limit: float) -> Tensor:
         """Unscale the gradients, clip them to norm ``limit`` and return the norm before clipping."""

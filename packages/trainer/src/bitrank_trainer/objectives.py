@@ -8,6 +8,7 @@ Rows carry the example's index, so that two models can be compared sequence by s
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -16,8 +17,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bitrank_trainer.fused.lm_head import head_loss, head_scores, split_head
-from bitrank_trainer.last_position import read_last_token
-from bitrank_trainer.model_inputs import Batch, Row, decoder_inputs, real_tokens, segments
+from bitrank_trainer.last_position import last_positions, last_token_head, read_positions
+from bitrank_trainer.model_inputs import (
+    Batch,
+    LossOfInputs,
+    Row,
+    decoder_arrays,
+    decoder_call,
+    decoder_inputs,
+    encoder_arrays,
+    on_device,
+    real_tokens,
+)
 from bitrank_trainer.model_inputs import tensor_of as _tensor
 from bitrank_trainer.probing import MaskedProbing, Probing
 from bitrank_trainer.question_answering import QuestionAnswering
@@ -39,6 +50,12 @@ class Objective(Protocol):
     def loss(self, model: nn.Module, batch: Batch, device: str) -> Tensor:
         """Mean loss over the units that :meth:`weight` counts, in nats for a cross entropy."""
 
+    def inputs(self, model: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
+        """All arrays of ``batch`` that :meth:`loss_of` reads; names and shapes determine its operations."""
+
+    def loss_of(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The loss, from :meth:`inputs` on the device of ``model``."""
+
     def weight(self, batch: Batch) -> int:
         """Denominator of the mean in :meth:`loss`, such as the number of sequences or predicted tokens."""
 
@@ -59,7 +76,7 @@ class Objective(Protocol):
 
 
 @dataclass(frozen=True)
-class Classification:
+class Classification(LossOfInputs):
     """Cross entropy over classes; metric: accuracy.
 
     Also macro-F1 and Matthews' correlation, which do not reward the most frequent class.
@@ -68,8 +85,12 @@ class Classification:
     metric: str = "acc"
     higher_is_better: bool = True
 
-    def loss(self, model: nn.Module, batch: Batch, device: str) -> Tensor:
-        return F.cross_entropy(_logits(model, batch, device), _tensor(batch["labels"], device))
+    def inputs(self, model: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
+        return {**_classifier_arrays(model, batch), "classes": batch["labels"]}
+
+    def loss_of(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        called = {name: tensor for name, tensor in inputs.items() if name != "classes"}
+        return F.cross_entropy(_classes(model, called), inputs["classes"])
 
     def weight(self, batch: Batch) -> int:
         return len(batch["labels"])
@@ -109,7 +130,7 @@ class Classification:
 
 
 @dataclass(frozen=True)
-class LanguageModelling:
+class LanguageModelling(LossOfInputs):
     """Next-token cross entropy; perplexity = exp(total nats / predicted tokens).
 
     Tokens whose label is −100 are not predicted, such as the prompts of instruction data. ``metric`` is the
@@ -121,11 +142,14 @@ class LanguageModelling:
     higher_is_better: bool = False
     fused: bool = True
 
-    def loss(self, model: nn.Module, batch: Batch, device: str) -> Tensor:
-        targets_N = _targets(batch, device)
+    def inputs(self, model: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
+        return {**decoder_arrays(batch), "targets": batch["labels"][:, 1:].flatten()}
+
+    def loss_of(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        called, targets_N = decoder_call(inputs), inputs["targets"]
         if (parts := split_head(model) if self.fused else None) is not None:
-            return head_loss(_hidden(parts.body, batch, device), parts.head, targets_N)
-        return F.cross_entropy(_next_logits(model, batch, device), targets_N)
+            return head_loss(_hidden(parts.body, called), parts.head, targets_N)
+        return F.cross_entropy(_next_logits(model, called), targets_N)
 
     def weight(self, batch: Batch) -> int:
         return int((batch["labels"][:, 1:] != -100).sum())
@@ -156,8 +180,8 @@ class LanguageModelling:
     ) -> tuple[Tensor, Tensor]:
         """Loss in nats of each target (0 for padding), and whether the target has the largest logit."""
         if (parts := split_head(model) if self.fused else None) is not None:
-            return head_scores(_hidden(parts.body, batch, device), parts.head, targets_N)
-        logits_NV = _next_logits(model, batch, device)
+            return head_scores(_hidden(parts.body, decoder_inputs(batch, device)), parts.head, targets_N)
+        logits_NV = _next_logits(model, decoder_inputs(batch, device))
         return F.cross_entropy(logits_NV, targets_N, reduction="none"), logits_NV.argmax(-1) == targets_N
 
     def metrics(self, rows: list[Row]) -> dict[str, float]:
@@ -168,7 +192,7 @@ class LanguageModelling:
 
 
 @dataclass(frozen=True)
-class SequenceToSequence:
+class SequenceToSequence(LossOfInputs):
     """Cross entropy of each target token of an encoder-decoder that reads the source and the target so far.
 
     Perplexity = exp(total nats / target tokens). Labels of a batch are the target tokens (B, S), −100 for
@@ -178,21 +202,18 @@ class SequenceToSequence:
     metric: str = "ppl"
     higher_is_better: bool = False
 
-    def loss(self, model: nn.Module, batch: Batch, device: str) -> Tensor:
-        return F.cross_entropy(*self.logits_and_labels(model, batch, device))
+    def inputs(self, model: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
+        return {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+
+    def loss_of(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        return F.cross_entropy(_decoder_logits(model, inputs), inputs["labels"].flatten())
 
     def weight(self, batch: Batch) -> int:
         return int((batch["labels"] != -100).sum())
 
     def logits_and_labels(self, model: nn.Module, batch: Batch, device: str) -> tuple[Tensor, Tensor]:
-        labels_BS = _tensor(batch["labels"], device)
-        output: Any = model(
-            input_ids=_tensor(batch["input_ids"], device),
-            attention_mask=_tensor(batch["attention_mask"], device),
-            decoder_input_ids=_decoder_ids(model, labels_BS),
-            use_cache=False,
-        )
-        return output.logits.float().flatten(0, 1), labels_BS.flatten()
+        inputs = on_device(self.inputs(model, batch), device)
+        return _decoder_logits(model, inputs), inputs["labels"].flatten()
 
     def rows(self, model: nn.Module, batch: Batch, device: str) -> list[Row]:
         logits_NV, labels_N = self.logits_and_labels(model, batch, device)
@@ -261,12 +282,34 @@ def _decoder_ids(model: nn.Module, labels_BS: Tensor) -> Tensor:
     return shifted
 
 
+def _decoder_logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """fp32 logits of an encoder-decoder at all target tokens (B · S, V)."""
+    output: Any = model(
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        decoder_input_ids=_decoder_ids(model, inputs["labels"]),
+        use_cache=False,
+    )
+    return output.logits.float().flatten(0, 1)
+
+
 def _logits(model: nn.Module, batch: Batch, device: str) -> Tensor:
-    mask_BT = batch["attention_mask"]
-    with read_last_token(model, mask_BT, device):
-        ids_BT = _tensor(batch["input_ids"], device)
-        types = segments(model, batch, device)
-        output: Any = model(input_ids=ids_BT, attention_mask=_tensor(mask_BT, device), **types)
+    return _classes(model, on_device(_classifier_arrays(model, batch), device))
+
+
+def _classifier_arrays(model: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
+    """Inputs of a classifier, and the position of the last token if it reads that."""
+    arrays = encoder_arrays(model, batch)
+    if last_token_head(model) is not None:
+        arrays["last"] = last_positions(batch["attention_mask"])
+    return arrays
+
+
+def _classes(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """fp32 logits of the classes (B, C)."""
+    called = dict(inputs)
+    with read_positions(model, called.pop("last", None)):
+        output: Any = model(**called)
     return output.logits.float()
 
 
@@ -275,13 +318,13 @@ def _targets(batch: Batch, device: str) -> Tensor:
     return _tensor(batch["labels"][:, 1:], device).flatten()
 
 
-def _next_logits(model: nn.Module, batch: Batch, device: str) -> Tensor:
+def _next_logits(model: nn.Module, called: dict[str, Any]) -> Tensor:
     """fp32 logits of all positions but the last, (B · (T − 1), V)."""
-    output: Any = model(**decoder_inputs(batch, device))
+    output: Any = model(**called)
     return output.logits[:, :-1].float().flatten(0, 1)
 
 
-def _hidden(body: nn.Module, batch: Batch, device: str) -> Tensor:
+def _hidden(body: nn.Module, called: dict[str, Any]) -> Tensor:
     """Hidden states of all positions but the last, (B · (T − 1), D)."""
-    output: Any = body(**decoder_inputs(batch, device))
+    output: Any = body(**called)
     return output.last_hidden_state[:, :-1].flatten(0, 1)

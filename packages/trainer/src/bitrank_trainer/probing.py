@@ -7,21 +7,31 @@ Petroni et al., "Language Models as Knowledge Bases?", 2019.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bitrank_trainer.fused.lm_head import split_head
-from bitrank_trainer.model_inputs import Batch, Row, decoder_inputs, real_tokens, tensor_of
+from bitrank_trainer.model_inputs import (
+    Batch,
+    LossOfInputs,
+    Row,
+    decoder_arrays,
+    decoder_call,
+    on_device,
+    real_tokens,
+)
 
 _IGNORED = -100  # label of positions without a target
 
 
 @dataclass(frozen=True)
-class Probing:
+class Probing(LossOfInputs):
     """Cross entropy of the token after the prompt; metrics: precision at 1 and mean reciprocal rank.
 
     Labels (B,) are tokens. ``fused`` computes logits at the last position only if the model's head supports
@@ -32,22 +42,29 @@ class Probing:
     higher_is_better: bool = True
     fused: bool = True
 
-    def loss(self, model: nn.Module, batch: Batch, device: str) -> Tensor:
-        return F.cross_entropy(*self.logits_and_labels(model, batch, device))
+    def inputs(self, model: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
+        last_B = batch["attention_mask"].sum(1) - 1
+        return {**decoder_arrays(batch), "target": batch["labels"], "position": last_B}
+
+    def loss_of(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        return F.cross_entropy(self._logits(model, inputs), inputs["target"])
 
     def weight(self, batch: Batch) -> int:
         return len(batch["labels"])
 
     def logits_and_labels(self, model: nn.Module, batch: Batch, device: str) -> tuple[Tensor, Tensor]:
         """Next-token logits at the last token of each sequence (B, V), and labels (B,)."""
-        labels_B = tensor_of(batch["labels"], device)
-        rows_B = torch.arange(len(labels_B), device=device)
-        last_B = tensor_of(batch["attention_mask"].sum(1) - 1, device)
+        inputs = on_device(self.inputs(model, batch), device)
+        return self._logits(model, inputs), inputs["target"]
+
+    def _logits(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        last_B = inputs["position"]
+        rows_B = torch.arange(len(last_B), device=last_B.device)
         parts = split_head(model) if self.fused else None
-        output: Any = (model if parts is None else parts.body)(**decoder_inputs(batch, device))
+        output: Any = (model if parts is None else parts.body)(**decoder_call(inputs))
         if parts is None:
-            return output.logits[rows_B, last_B].float(), labels_B
-        return parts.head(output.last_hidden_state[rows_B, last_B]).float(), labels_B
+            return output.logits[rows_B, last_B].float()
+        return parts.head(output.last_hidden_state[rows_B, last_B]).float()
 
     def rows(self, model: nn.Module, batch: Batch, device: str) -> list[Row]:
         logits_BV, labels_B = self.logits_and_labels(model, batch, device)
@@ -83,13 +100,21 @@ class MaskedProbing(Probing):
     Labels (B, T) have one token per sequence, at its mask; other positions are −100.
     """
 
-    def logits_and_labels(self, model: nn.Module, batch: Batch, device: str) -> tuple[Tensor, Tensor]:
-        """Logits at the mask of each sequence (B, V), and labels (B,)."""
-        labels_BT = tensor_of(batch["labels"], device)
-        rows_B, masks_B = (labels_BT != _IGNORED).nonzero(as_tuple=True)
-        ids_BT = tensor_of(batch["input_ids"], device)
-        output: Any = model(input_ids=ids_BT, attention_mask=tensor_of(batch["attention_mask"], device))
-        return output.logits[rows_B, masks_B].float(), labels_BT[rows_B, masks_B]
+    def inputs(self, model: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
+        is_target_BT = batch["labels"] != _IGNORED
+        return {
+            "input_ids": batch["input_ids"],
+            "attention_mask": batch["attention_mask"],
+            "target": batch["labels"][is_target_BT],
+            "position": is_target_BT.argmax(1),
+        }
+
+    def _logits(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Logits at the mask of each sequence (B, V)."""
+        masks_B = inputs["position"]
+        rows_B = torch.arange(len(masks_B), device=masks_B.device)
+        output: Any = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        return output.logits[rows_B, masks_B].float()
 
     def plain(self) -> MaskedProbing:
         return self

@@ -8,6 +8,7 @@ section 4.3); all other positions have no probability. Labels (B, T) are sums of
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitrank_trainer.model_inputs import Batch, Row, real_tokens, segments, tensor_of
+from bitrank_trainer.model_inputs import (
+    Batch,
+    LossOfInputs,
+    Row,
+    encoder_arrays,
+    on_device,
+    real_tokens,
+    tensor_of,
+)
 
 _CONTEXT, _START, _END = 1, 2, 4
 _ANSWER_TOKENS = 30  # longest answer
@@ -25,7 +34,7 @@ _IMPOSSIBLE = -1e9
 
 
 @dataclass(frozen=True)
-class QuestionAnswering:
+class QuestionAnswering(LossOfInputs):
     """Mean of the cross entropies of start and end; metric: token F1 of the answers' texts.
 
     The rows of a batch are those of windows; metrics are computed from one row per question
@@ -35,21 +44,24 @@ class QuestionAnswering:
     metric: str = "token_f1"
     higher_is_better: bool = True
 
-    def loss(self, model: nn.Module, batch: Batch, device: str) -> Tensor:
-        return F.cross_entropy(*self.logits_and_labels(model, batch, device))
+    def inputs(self, model: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
+        return _arrays(model, batch)
+
+    def loss_of(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        return F.cross_entropy(_logits(model, inputs).flatten(0, 1), inputs["positions"])
 
     def weight(self, batch: Batch) -> int:
         return len(batch["labels"])
 
     def logits_and_labels(self, model: nn.Module, batch: Batch, device: str) -> tuple[Tensor, Tensor]:
         """Two rows per sequence: start logits of all sequences, then end logits (2 · B, T)."""
-        labels_2B = np.concatenate([_position(batch, bit) for bit in (_START, _END)])
-        return _logits(model, batch, device).flatten(0, 1), tensor_of(labels_2B, device)
+        inputs = on_device(_arrays(model, batch), device)
+        return _logits(model, inputs).flatten(0, 1), inputs["positions"]
 
     def rows(self, model: nn.Module, batch: Batch, device: str) -> list[Row]:
-        logits_2BT = _logits(model, batch, device)
-        labels_2B = np.stack([_position(batch, bit) for bit in (_START, _END)])
-        labels_2B1 = tensor_of(labels_2B, device)[:, :, None]
+        inputs = on_device(_arrays(model, batch), device)
+        logits_2BT = _logits(model, inputs)
+        labels_2B1 = inputs["positions"].view(2, -1, 1)
         loss_B = -logits_2BT.log_softmax(-1).gather(2, labels_2B1).mean((0, 2))
         score_B, start_B, end_B = best_spans(logits_2BT, tensor_of(_has_bit(batch, _CONTEXT), device))
         columns = zip(
@@ -89,15 +101,20 @@ def best_spans(logits_2BT: Tensor, is_context_BT: Tensor) -> tuple[Tensor, Tenso
     return score_B, first_B, first_B + place_B % _ANSWER_TOKENS
 
 
-def _logits(model: nn.Module, batch: Batch, device: str) -> Tensor:
-    """Start and end logits in fp32 (2, B, T)."""
-    inputs = {name: tensor_of(batch[name], device) for name in ("input_ids", "attention_mask")}
-    is_context_BT = _has_bit(batch, _CONTEXT)
-    output: Any = model(**inputs, **segments(model, batch, device))
-    is_possible_BT = is_context_BT.copy()
+def _arrays(model: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
+    """Inputs of the model, positions of starts and then ends (2 · B,), and the possible tokens (B, T)."""
+    is_possible_BT = _has_bit(batch, _CONTEXT)
     is_possible_BT[:, 0] = True
+    positions_2B = np.concatenate([_position(batch, bit) for bit in (_START, _END)])
+    return {**encoder_arrays(model, batch), "positions": positions_2B, "is_possible": is_possible_BT}
+
+
+def _logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Start and end logits in fp32 (2, B, T)."""
+    called = {name: tensor for name, tensor in inputs.items() if name not in ("positions", "is_possible")}
+    output: Any = model(**called)
     logits_2BT = torch.stack((output.start_logits, output.end_logits)).float()
-    return logits_2BT.masked_fill(~tensor_of(is_possible_BT, device), _IMPOSSIBLE)
+    return logits_2BT.masked_fill(~inputs["is_possible"], _IMPOSSIBLE)
 
 
 def _has_bit(batch: Batch, bit: int) -> np.ndarray:

@@ -160,6 +160,26 @@ def test_blockwise_head_equals_whole_head(build, block_bytes: int, monkeypatch) 
         assert got == pytest.approx(want, rel=1e-5)
 
 
+@pytest.mark.parametrize("block_bytes", [4 * 50 * 3, 2**25])
+def test_recorded_head_equals_the_head_at_positions_with_targets(block_bytes: int, monkeypatch) -> None:
+    monkeypatch.setattr(lm_head, "_BLOCK_BYTES", block_bytes)
+    torch.manual_seed(0)
+    head = torch.nn.Linear(16, 50, bias=False).requires_grad_(False)
+    targets = torch.randint(0, 50, (11,))
+    targets[[0, 4, 10]] = -100
+    found = []
+    for recording in (False, True):
+        monkeypatch.setattr(lm_head, "_is_recorded", lambda _, here=recording: here)
+        hidden = torch.randn(11, 16, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        loss = lm_head.head_loss(hidden, head, targets)
+        (3 * loss).backward()
+        found.append((loss.detach(), hidden.grad))
+    (loss, grad), (fixed_loss, fixed_grad) = found
+    assert torch.allclose(fixed_loss, loss, rtol=1e-6) and torch.allclose(
+        fixed_grad, grad, rtol=1e-5, atol=1e-8
+    )
+
+
 def test_trainable_or_unknown_head_is_not_fused() -> None:
     model = llama("eager")
     assert lm_head.split_head(model) is None  # its weight requires a gradient

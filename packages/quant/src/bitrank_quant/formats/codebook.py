@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bitrank_quant import kernels
 from bitrank_quant.formats.base import Tensors, block_count, blocks, take_rows, unblock
+from bitrank_quant.kernels.device import book_on
 from bitrank_quant.packing import pack_bits, packed_bytes, unpack_bits
 
 _NF4 = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
@@ -59,7 +60,7 @@ def encode_dynamic_8bit(absmax_N: Tensor) -> dict[str, Tensor]:
     )
     outer_M = centred_MB.abs().amax(1)
     scaled_MB = centred_MB / outer_M.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
-    book = DYNAMIC_8BIT.to(absmax_N.device)
+    book = book_on(DYNAMIC_8BIT, absmax_N.device)
     codes_N = (
         torch.bucketize(scaled_MB, (book[1:] + book[:-1]) / 2).to(torch.uint8).flatten()[: absmax_N.numel()]
     )
@@ -72,7 +73,7 @@ def decode_dynamic_8bit(tensors: dict[str, Tensor], at: slice | Tensor = slice(N
     ``at`` selects them: a slice without a step, or non-negative indices; by default all.
     """
     codes_N, outer_M, offset = tensors["absmax"][at], tensors["outer"], tensors["offset"]
-    book = DYNAMIC_8BIT.to(outer_M.device)
+    book = book_on(DYNAMIC_8BIT, outer_M.device)
     if isinstance(at, slice):
         start, stop, _ = at.indices(tensors["absmax"].numel())
         if (made := kernels.nested_scales(codes_N, book, outer_M, offset, start)) is not None:
@@ -108,7 +109,7 @@ class Codebook:
 
     def encode(self, weight_OI: Tensor) -> Tensors:
         blocks_NB = blocks(weight_OI, self.block)
-        book = CODEBOOKS[self.name].to(weight_OI.device)
+        book = book_on(CODEBOOKS[self.name], weight_OI.device)
         absmax_N = blocks_NB.abs().amax(1)
         scaled_NB = blocks_NB / absmax_N.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
         codes = nearest(scaled_NB.flatten(), book)
@@ -132,7 +133,7 @@ class Codebook:
         if made is not None:
             return made
         absmax_N = decode_dynamic_8bit(tensors) if nested else absmax_N
-        book = book.to(absmax_N.device)
+        book = book_on(book, absmax_N.device)
         codes = unpack_bits(codes, self.bits, absmax_N.numel() * self.block)
         values_NB = book[codes.int()].view(-1, self.block) * absmax_N[:, None]
         return unblock(values_NB, shape).to(dtype)

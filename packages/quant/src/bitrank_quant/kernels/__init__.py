@@ -1,8 +1,9 @@
-"""Compiled decoding on the CPU: one small C file behind six functions.
+"""Compiled decoding: one small C file behind six functions, and Triton kernels on a GPU.
 
 Each function returns the decoded tensor, or None if plain torch has to decode: on other devices, under a
 tracing compiler (which fuses the decoding itself), for other output dtypes, without a C compiler, and with
-``BITRANK_KERNELS=0``. Both paths give bit-identical results.
+``BITRANK_KERNELS=0``. On a CPU both paths give bit-identical results; on a GPU they may differ in the last
+digit, where a fused multiply-add rounds once (:mod:`~bitrank_quant.kernels.device`).
 
 A training step decodes hundreds of small matrices, some within 20 µs. The checks before each call are
 therefore few and cheap: no copies of scales, no views, no look-up in the environment.
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitrank_quant.kernels import device
 from bitrank_quant.kernels.build import BuildError, Built, load
 from bitrank_quant.packing import packed_bytes
 
@@ -56,6 +58,8 @@ def affine(
     ``codes`` are packed by :mod:`~bitrank_quant.packing`; ``groups`` are scale and minimum of each block of a
     row.
     """
+    if codes.is_cuda:
+        return device.affine(codes, groups, bits, block, shape, dtype)
     (scale_G, minimum_G), (rows, columns) = groups, shape
     blocks = rows * -(-columns // block)
     count = packed_bytes(blocks * block, bits)
@@ -76,7 +80,13 @@ def codebook(
     dtype: torch.dtype,
     scratch: Scratch = None,
 ) -> Tensor | None:
-    """``book[code] · absmax``: packed 4-bit codes, 16 fp32 entries, one fp32 absmax per block of a row."""
+    """``book[code] · absmax``: packed codes, fp32 entries, one fp32 absmax per block of a row.
+
+    16 entries of 4-bit codes on a CPU, 8 of 3-bit codes too on a GPU.
+    """
+    if codes.is_cuda:
+        bits = (len(book) - 1).bit_length()
+        return device.codebook(codes, book, absmax_N, block, shape, dtype, bits)
     rows, columns = shape
     groups = rows * -(-columns // block)
     count = packed_bytes(groups * block, 4)
@@ -98,6 +108,9 @@ def nested_codebook(
     scratch: Scratch = None,
 ) -> Tensor | None:
     """:func:`codebook` with nested scales instead of absmax."""
+    if codes.is_cuda:
+        absmax_N = device.nested_scales(*nested)
+        return None if absmax_N is None else codebook(codes, book, absmax_N, block, shape, dtype)
     rows, columns = shape
     groups = rows * -(-columns // block)
     count = packed_bytes(groups * block, 4)
@@ -121,6 +134,8 @@ def nested_scales(
 
     ``codes_N`` start at position ``first`` of all codes; the other arguments are as in :data:`Nested`.
     """
+    if codes_N.is_cuda:
+        return device.nested_scales(codes_N, book, outer_M, offset, first)
     count = codes_N.numel()
     if not (
         _ready(torch.float32) and first >= 0 and _nested_fits((codes_N, book, outer_M, offset), count, first)
@@ -136,6 +151,8 @@ def int8_rows(
     codes_OI: Tensor, scale_O: Tensor, dtype: torch.dtype, scratch: Scratch = None
 ) -> Tensor | None:
     """``code · scale`` with one scale per row, multiplied in fp32 and rounded once, to ``dtype``."""
+    if codes_OI.is_cuda:
+        return device.int8_rows(codes_OI, scale_O, dtype)
     if codes_OI.dim() != 2:
         return None
     (rows, columns), kind = codes_OI.shape, scale_O.dtype

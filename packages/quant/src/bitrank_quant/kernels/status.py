@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from bitrank_quant.kernels import built_kernels, quantize, rows, switched_off
+import torch
+
+from bitrank_quant.kernels import built_kernels, device, quantize, rows, switched_off
 
 
 def kernels_status() -> str:
-    """One sentence: the code that decodes weights, runs row passes and chooses codes on this CPU, and why.
+    """One sentence: the code that decodes weights, runs row passes and chooses codes here, and why.
 
     Compiles the kernels if necessary.
     """
+    gpu = _gpu()
+    return f"{_cpu()}; {gpu}" if gpu else _cpu()
+
+
+def _gpu() -> str:
+    if not torch.cuda.is_available():
+        return ""
+    why = device.problem()
+    return "Triton kernels decode on the GPU" if why is None else f"plain torch decodes on the GPU: {why}"
+
+
+def _cpu() -> str:
     if switched_off():
         return "plain torch decodes low-bit weights: BITRANK_KERNELS=0"
     built = built_kernels()

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from bitrank_trainer.fused.known import hooked, replaced, unchanged
 
 _BLOCK_BYTES = 2**25  # fp32 logits of one block
+_CUDA_BLOCK_BYTES = 2**28  # products of few positions would leave most of its units idle
 # Models whose head is a single matrix product after the body. Others scale or cap their logits.
 _PLAIN_HEADS = (
     "LlamaForCausalLM",
@@ -64,32 +65,40 @@ def head_loss(hidden_ND: Tensor, head: nn.Module, targets_N: Tensor) -> Tensor:
 
     Shapes: ``hidden_ND`` (positions, width), ``targets_N`` (positions,).
     """
-    kept = targets_N != -100
-    if not bool(kept.all()):
-        hidden_ND, targets_N = hidden_ND[kept], targets_N[kept]
-    loss: Tensor = _HeadLoss.apply(hidden_ND, head, targets_N)
-    return loss
+    kept_N = targets_N != -100
+    if _is_recorded(hidden_ND):
+        # A graph repeats operations of fixed shapes: all positions, with weight 0 for those without a target.
+        return _HeadLoss.apply(hidden_ND, head, targets_N.clamp_min(0), kept_N)  # type: ignore[no-any-return]
+    if not bool(kept_N.all()):
+        hidden_ND, targets_N = hidden_ND[kept_N], targets_N[kept_N]
+    return _HeadLoss.apply(hidden_ND, head, targets_N, None)  # type: ignore[no-any-return]
+
+
+def _is_recorded(tensor: Tensor) -> bool:
+    """Whether operations on ``tensor`` are now recorded as a CUDA graph."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def head_scores(hidden_ND: Tensor, head: nn.Module, targets_N: Tensor) -> tuple[Tensor, Tensor]:
     """Per position: loss in nats (N,), 0 for target −100; whether the target has the largest logit (N,)."""
     weight_VD: Any = head.weight
     losses, rights = [], []
-    for start, stop in _blocks(len(hidden_ND), len(weight_VD)):
+    for start, stop in _blocks(hidden_ND, len(weight_VD)):
         logits_BV = (hidden_ND[start:stop] @ weight_VD.T).float()
         losses.append(F.cross_entropy(logits_BV, targets_N[start:stop], reduction="none"))
         rights.append(logits_BV.argmax(-1) == targets_N[start:stop])
     return torch.cat(losses), torch.cat(rights)
 
 
-def block_positions(vocabulary: int) -> int:
+def block_positions(vocabulary: int, device: str = "cpu") -> int:
     """Number of positions per block, so that fp32 logits of one block stay within a fixed size."""
-    return max(1, _BLOCK_BYTES // (4 * max(1, vocabulary)))
+    nbytes = _CUDA_BLOCK_BYTES if device == "cuda" else _BLOCK_BYTES
+    return max(1, nbytes // (4 * max(1, vocabulary)))
 
 
-def _blocks(positions: int, vocabulary: int) -> list[tuple[int, int]]:
+def _blocks(hidden_ND: Tensor, vocabulary: int) -> list[tuple[int, int]]:
     """(start, stop) of each block; one empty block if there is no position (a batch of one-token texts)."""
-    size = block_positions(vocabulary)
+    positions, size = len(hidden_ND), block_positions(vocabulary, hidden_ND.device.type)
     return [(start, min(start + size, positions)) for start in range(0, max(1, positions), size)]
 
 
@@ -97,38 +106,44 @@ class _HeadLoss(torch.autograd.Function):
     """Head loss; the forward pass computes the gradient of the hidden states, the backward pass scales it."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, head: Any, targets_N: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden_ND: Tensor, head: Any, targets_N: Tensor, kept_N: Tensor | None) -> Tensor:
+        """Mean over all positions, or over those in ``kept_N``; every target must be a token."""
         weight_VD = head.weight  # a quantized head decodes once here, for both passes
         grad_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
         total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
         buffers = _scratch_buffers(hidden_ND, weight_VD)
-        for start, stop in _blocks(len(hidden_ND), len(weight_VD)):
+        for start, stop in _blocks(hidden_ND, len(weight_VD)):
             product_BV, logits_BV = (buffer[: stop - start] for buffer in buffers)
             torch.mm(hidden_ND[start:stop], weight_VD.T, out=product_BV)
             logs_BV = torch.log_softmax(logits_BV.copy_(product_BV), -1, out=logits_BV)
             targets_B1 = targets_N[start:stop, None]
-            total -= logs_BV.gather(1, targets_B1).sum()
+            logs_B1 = logs_BV.gather(1, targets_B1)
+            total -= (logs_B1 if kept_N is None else logs_B1 * kept_N[start:stop, None]).sum()
             if grad_ND is not None:
                 probabilities_BV = logs_BV.exp_()
                 probabilities_BV.scatter_add_(
                     1, targets_B1, probabilities_BV.new_full(targets_B1.shape, -1.0)
                 )
                 torch.mm(product_BV.copy_(probabilities_BV), weight_VD, out=grad_ND[start:stop])
+        if kept_N is not None and grad_ND is not None:
+            grad_ND *= kept_N[:, None]
+        ctx.count = len(hidden_ND) if kept_N is None else kept_N.sum()
         ctx.save_for_backward(grad_ND)
-        return total / len(hidden_ND)
+        return total / ctx.count
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (grad_ND,) = ctx.saved_tensors
-        # The division by N is here because the incoming gradient includes the loss scale: divided before,
-        # probabilities over hundreds of positions underflow in fp16. In fp32, because accelerators round a
-        # scalar factor to the dtype of the tensor.
-        return grad_ND.float().mul_(grads[0] / len(grad_ND)).to(grad_ND.dtype), None, None
+        # The division by the number of positions is here because the incoming gradient includes the loss
+        # scale: divided before, probabilities over hundreds of positions underflow in fp16. In fp32, because
+        # accelerators round a scalar factor to the dtype of the tensor.
+        return grad_ND.float().mul_(grads[0] / ctx.count).to(grad_ND.dtype), None, None, None
 
 
 def _scratch_buffers(hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
     """Buffers for a block's product (its own dtype) and its fp32 logits; the same one for equal dtypes."""
-    positions, vocabulary = min(len(hidden_ND), block_positions(len(weight_VD))), len(weight_VD)
+    vocabulary = len(weight_VD)
+    positions = min(len(hidden_ND), block_positions(vocabulary, hidden_ND.device.type))
     product_BV = hidden_ND.new_empty((positions, vocabulary))
     return product_BV, product_BV if product_BV.dtype == torch.float32 else product_BV.new_empty(
         product_BV.shape, dtype=torch.float32
