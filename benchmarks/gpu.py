@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import WARM_UP, Figures, SideFailed, cores, script, table
-from turns import in_turns
+from turns import Sides
 
 TASK = "wiki_articles"
 # Shapes of a Llama with 1.2 billion parameters, as in Llama 3.2 1B but for the vocabulary of the tokenizer.
@@ -56,7 +56,7 @@ _PLANNING = 0.5  # largest share of the time; a model without a plan trains its 
 
 
 Found = dict[str, dict[str, Any]]
-"""Per model: figures of ``planning``, and the steps of each side; or ``{"failed": reason}``."""
+"""Per model: figures of ``planning``, or ``{"failed": reason}``; and ``sides``, see :func:`train_sides`."""
 
 
 def _last_object(text: str) -> dict[str, Any] | None:
@@ -108,7 +108,7 @@ def measure(models: dict[str, Path | None], arguments: argparse.Namespace, deadl
     for name, model in models.items():
         _write(found, arguments.out)
         found[name]["sides"] = train_sides(name, model, arguments, deadline)
-        print(f"{name}: {'failed' if 'failed' in found[name]['sides'] else 'done'}", flush=True)
+        print(f"{name}: {len(found[name]['sides']['steps'])} sides", flush=True)
     _write(found, arguments.out)
     return found
 
@@ -141,7 +141,7 @@ def plan_path(name: str, arguments: argparse.Namespace) -> Path:
 
 
 def train_sides(name: str, model: Path | None, arguments: argparse.Namespace, deadline: float) -> Figures:
-    """{side: its steps after the warm-up}; sides of a model whose plan failed are the others."""
+    """``steps`` of each side after the warm-up, as many as fit, and ``failed``: reasons by side."""
     common = ["--task", TASK, "--steps", arguments.steps, "--threads", max(1, cores() // 8)]
     common += [] if model is None else ["--model", model]
     settings = ["--set", f"batch_size={arguments.batch}"]
@@ -157,15 +157,23 @@ def train_sides(name: str, model: Path | None, arguments: argparse.Namespace, de
         given = ("--turns", "--peer", kind, "--config", config, "--batch", arguments.batch)
         commands[f"{config} {kind} peer"] = script("peers.py", *given, *common)
     environments = [{**os.environ, "BITRANK_CUDA_GRAPHS": "0" if side == PLAIN else "1"} for side in commands]
-    left = deadline - time.monotonic()
-    if left <= 0:
-        return {"failed": _REST}
+    names, steps, failed = list(commands), dict[int, list[Figures]](), dict[int, SideFailed]()
+    reason = ""
     try:
-        with time_limit(left):
-            steps = in_turns(list(commands.values()), arguments.steps, environments)
+        with (
+            time_limit(max(0.1, deadline - time.monotonic())),
+            Sides(list(commands.values()), environments) as sides,
+        ):
+            failed = sides.wait()
+            for number in range(arguments.steps):
+                for side, figures in sides.step(number).items():
+                    steps.setdefault(side, []).append(figures)
     except SideFailed as failure:
-        return {"failed": str(failure)}
-    return dict(zip(commands, (side[WARM_UP:] for side in steps), strict=True))
+        reason = str(failure)
+    lost = {names[side]: str(why) for side, why in failed.items()}
+    lost |= {"steps": reason} if reason else {}
+    kept = {names[side]: made[WARM_UP:] for side, made in sorted(steps.items()) if len(made) > WARM_UP + 1}
+    return {"steps": kept, "failed": lost}
 
 
 @contextmanager
@@ -204,12 +212,12 @@ def random_llama(folder: Path, shapes: dict[str, int]) -> Path:
 
 def missing(found: Found) -> list[str]:
     """``model, part: reason`` of everything without figures."""
-    return [
-        f"{model}, {part}: {figures['failed']}"
-        for model, parts in found.items()
-        for part, figures in parts.items()
-        if "failed" in figures
-    ]
+    lost = []
+    for model, parts in found.items():
+        if "failed" in parts["planning"]:
+            lost.append(f"{model}, planning: {parts['planning']['failed']}")
+        lost += [f"{model}, {side}: {why}" for side, why in parts["sides"]["failed"].items()]
+    return lost
 
 
 def report_of(found: Found) -> str:
@@ -217,13 +225,14 @@ def report_of(found: Found) -> str:
     parts = ["## GPU: plans at the bytes of B-Q4"]
     for model, figures in found.items():
         parts += [f"### {model}", planning_line(figures["planning"])]
-        if "failed" not in (sides := figures["sides"]):
-            parts.append(sides_table(sides))
+        if steps := figures["sides"]["steps"]:
+            parts.append(sides_table(steps))
     if lost := missing(found):
         parts.append("Not measured: " + "; ".join(lost) + ".")
     parts.append(
         f"Tokens/s over all steps after the first {WARM_UP}; ratios of paired steps, median (quartiles). The "
-        "plan is compared with the tuned peer of B-Q4. Memory: peak of the GPU and of the process."
+        "plan is compared with the tuned peer of B-Q4. Memory: peak of the GPU (all that torch reserved) and "
+        "of the process. Both models were planned at the same time."
     )
     return "\n\n".join(parts) + "\n"
 
@@ -235,7 +244,7 @@ def sides_table(sides: dict[str, list[Figures]]) -> str:
         speed = sum(step["tokens"] for step in steps) / sum(step["seconds"] for step in steps)
         milliseconds = 1000 * statistics.median(step["seconds"] for step in steps)
         config = "B-FP" if side.startswith("B-FP") else "B-Q4"
-        tuned = sides[f"{config} tuned peer"]
+        tuned = sides.get(f"{config} tuned peer", steps)
         ratio = "–" if tuned is steps else quartiles(steps, tuned)
         memory = (f"{steps[-1][key]:,.0f}" for key in ("device_mib", "peak_mib"))
         rows.append([side, f"{speed:,.0f}", f"{milliseconds:,.1f}", *memory, ratio])
@@ -243,9 +252,9 @@ def sides_table(sides: dict[str, list[Figures]]) -> str:
 
 
 def quartiles(ours: Sequence[Figures], theirs: Sequence[Figures]) -> str:
-    """Median and quartiles of the ratio of tokens/s over paired steps."""
+    """Median and quartiles of the ratio of tokens/s over paired steps; a time limit may end between two."""
     ratios = [
-        a["tokens"] / a["seconds"] * b["seconds"] / b["tokens"] for a, b in zip(ours, theirs, strict=True)
+        a["tokens"] / a["seconds"] * b["seconds"] / b["tokens"] for a, b in zip(ours, theirs, strict=False)
     ]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return f"{middle:.2f} ({low:.2f}–{high:.2f})"

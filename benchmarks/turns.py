@@ -68,8 +68,9 @@ class Turn:
 
     def over(self) -> None:
         """Report the step, and wait for the next. Raises :class:`InputEnded` at the end of the input."""
-        memory = _after_device()
-        _print_figures({"seconds": time.perf_counter() - self._begun, "tokens": self.tokens, **memory})
+        _finish_device()
+        seconds = time.perf_counter() - self._begun
+        _print_figures({"seconds": seconds, "tokens": self.tokens, **_memory()})
         self._wait()
 
     def _wait(self) -> None:
@@ -78,13 +79,18 @@ class Turn:
         self.tokens, self._begun = 0, time.perf_counter()
 
 
-def _after_device() -> dict[str, float]:
-    """Wait for the work of a GPU; return its peak memory so far in MiB, and that of the process."""
+def _finish_device() -> None:
+    """Wait for the work of a GPU."""
     import torch
-    from bitrank_trainer import choose_device, device_memory_mib, peak_memory_mib
 
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def _memory() -> dict[str, float]:
+    """Peak memory so far of the accelerator and of the process, in MiB."""
+    from bitrank_trainer import choose_device, device_memory_mib, peak_memory_mib
+
     return {"device_mib": device_memory_mib(choose_device()), "peak_mib": peak_memory_mib()}
 
 
@@ -103,33 +109,58 @@ def in_turns(
 ) -> list[list[Figures]]:
     """Run Python with each of ``commands`` and let them execute ``steps`` steps alternately.
 
-    Each side has its own environment, and every other step begins with another side. Returns ``seconds`` and
-    ``tokens`` of each side's steps. Raises :class:`SideFailed` if one ends early.
+    Each side has its own environment. Returns ``seconds``, ``tokens`` and the peaks of memory of each side's
+    steps. Raises :class:`SideFailed` if one ends early.
     """
-    sides = [
-        subprocess.Popen(
-            [sys.executable, *command],
-            env=environment,
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        for command, environment in zip(commands, environments, strict=True)
-    ]
-    found: list[list[Figures]] = [[] for _ in sides]
-    try:
-        for side in sides:
-            _read_figures(side)
-        for step in range(steps):
-            for number in range(len(sides)) if step % 2 == 0 else reversed(range(len(sides))):
-                time.sleep(_PAUSE_S)
-                print(file=sides[number].stdin, flush=True)
-                found[number].append(_read_figures(sides[number]))
-    finally:
-        for side in sides:
+    with Sides(commands, environments) as sides:
+        for failure in sides.wait().values():
+            raise failure
+        rounds = [sides.step(number) for number in range(steps)]
+    return [[figures[side] for figures in rounds] for side in range(len(commands))]
+
+
+class Sides:
+    """The processes of a step-by-step comparison, numbered as given; killed at the end of the context."""
+
+    def __init__(self, commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]]) -> None:
+        self._sides = {
+            number: subprocess.Popen(
+                [sys.executable, *command],
+                env=environment,
+                text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+            for number, (command, environment) in enumerate(zip(commands, environments, strict=True))
+        }
+
+    def __enter__(self) -> Sides:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for side in self._sides.values():
             side.kill()
             side.communicate()
-    return found
+
+    def wait(self) -> dict[int, SideFailed]:
+        """Wait until every side is ready; return the failures, whose sides take no turns."""
+        failed = {}
+        for number, side in list(self._sides.items()):
+            try:
+                _read_figures(side)
+            except SideFailed as failure:
+                failed[number] = failure
+                del self._sides[number]
+        return failed
+
+    def step(self, number: int) -> dict[int, Figures]:
+        """One step of every side; every other step begins with another side."""
+        found = {}
+        for side in list(self._sides) if number % 2 == 0 else list(self._sides)[::-1]:
+            time.sleep(_PAUSE_S)
+            print(file=self._sides[side].stdin, flush=True)
+            found[side] = _read_figures(self._sides[side])
+        return found
 
 
 def _read_figures(side: subprocess.Popen[str]) -> Figures:

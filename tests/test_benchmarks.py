@@ -94,12 +94,13 @@ def test_only_the_time_of_a_sides_own_step_is_counted(
     lines = ["\n", "\n", "\n", ""]
     monkeypatch.setattr(turns.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(turns.sys, "stdin", SimpleNamespace(readline=waited))
+    monkeypatch.setattr(turns, "_memory", lambda: {"peak_mib": 3.0})
     with pytest.raises(turns.InputEnded):
         for batch in turns.each_in_turn(made(), accumulation=2):
             clock[0] += 10
             trained.append(batch["attention_mask"].size)
     output = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    steps = [{"seconds": 22.0, "tokens": tokens} for tokens in (0 + 1, 2 + 3, 4 + 5)]
+    steps = [{"seconds": 22.0, "tokens": tokens, "peak_mib": 3.0} for tokens in (0 + 1, 2 + 3, 4 + 5)]
     assert output == [{"ready": True}, *steps] and trained == list(range(6))
 
 

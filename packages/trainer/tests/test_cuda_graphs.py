@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import math
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -50,8 +53,11 @@ def trained(
     **changes: Any,
 ) -> tuple[list[float], list[dict[str, Any]]]:
     objective = OBJECTIVES[kind]
-    graphs = None if record is None else CudaGraphs(objective, "cpu", record)
-    monkeypatch.setattr(loop, "graphs_for", lambda *_: graphs)
+
+    def graphs_for(*_: Any) -> CudaGraphs | None:
+        return None if record is None else CudaGraphs(objective, "cpu", record)
+
+    monkeypatch.setattr(loop, "graphs_for", graphs_for)
     events: list[dict[str, Any]] = []
     lm = kind == "language-modelling"
     task = Task(objective, lambda skip: widths(skip, lm), lambda: {objective.metric: 1.0}, "cpu")
@@ -109,22 +115,87 @@ def test_parameter_without_gradient_is_left_alone(tmp_path, monkeypatch) -> None
     assert torch.equal(model.spare, torch.ones(3))
 
 
-class Counting(TinyLm):
-    """Computes something else at every call."""
+class Wrong(Recorder):
+    """Replays that add ``factor`` times the gradients that they should, and set the loss that they should."""
 
-    calls = 0
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: Any = None, use_cache: bool = False) -> Any:
-        self.calls += 1
-        logits = super().forward(input_ids).logits
-        return SimpleNamespace(logits=logits * self.calls)
+    def __call__(self, run: Callable[[], None]) -> Callable[[], None]:
+        replay = super().__call__(run)
+        added = torch._foreach_add_
+
+        def wrong() -> None:
+            def scaled(to: Any, parts: Any) -> None:
+                added(to, [part * self.factor for part in parts])
+
+            torch._foreach_add_ = scaled
+            try:
+                replay()
+            finally:
+                torch._foreach_add_ = added
+
+        return wrong
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.5, 2.0, math.nan])
+def test_wrong_replay_is_refused_and_changes_no_number(tmp_path, monkeypatch, factor: float) -> None:
+    graphed, plain = made(TinyDeep), made(TinyDeep)
+    losses, events = trained(graphed, tmp_path / "a", monkeypatch, Wrong(factor))
+    assert losses == trained(plain, tmp_path / "b", monkeypatch)[0]
+    assert all(torch.equal(a, b) for a, b in zip(graphed.parameters(), plain.parameters(), strict=True))
+    (notice,) = [event for event in events if event["event"] == "no_cuda_graphs"]
+    assert "a replay differs from the plain pass by" in notice["message"]
 
 
 def test_model_that_changes_from_pass_to_pass_is_refused(tmp_path, monkeypatch) -> None:
-    losses, events = trained(made(Counting), tmp_path, monkeypatch, Recorder(), steps=6)
+    class Counting(TinyLm):
+        calls = 0
+
+        def forward(self, input_ids: Any, attention_mask: Any = None, use_cache: bool = False) -> Any:
+            self.calls += 1
+            return SimpleNamespace(logits=super().forward(input_ids).logits * self.calls)
+
+    _, events = trained(made(Counting), tmp_path, monkeypatch, Recorder(), steps=6)
+    assert [event["event"] for event in events if "cuda_graphs" in event["event"]] == ["no_cuda_graphs"]
+
+
+class Sharp(TinyDeep):
+    """Has gradients above 1, which overflow at the largest loss scale."""
+
+    def forward(self, input_ids: Any, attention_mask: Any = None, use_cache: bool = False) -> Any:
+        return SimpleNamespace(logits=super().forward(input_ids).logits * 256)
+
+
+def test_pass_that_overflows_is_recorded_later(tmp_path, monkeypatch) -> None:
+    """The loss scale is too large at first, and halves with every step that it skips."""
+    record, options = Recorder(), {"loss_scale": 2.0**128 - 2.0**104, "learning_rate": 1e-4}
+    losses, events = trained(made(Sharp), tmp_path / "a", monkeypatch, record, **options)
+    assert losses == trained(made(Sharp), tmp_path / "b", monkeypatch, **options)[0]
+    skipped = max(event["metrics"]["train/skipped"] for event in events if event["event"] == "train")
+    assert skipped > 2 and record.recorded == 3
+    assert not [event for event in events if event["event"] == "no_cuda_graphs"]
+
+
+def test_memory_that_runs_out_first_frees_the_graphs(tmp_path, monkeypatch) -> None:
+    """The step is repeated without graphs, in passes as large as before."""
+    record, graphs, kept = Recorder(), [], CudaGraphs.add
+
+    def full(self: CudaGraphs, *rest: Any) -> Any:
+        graphs.append(weakref.ref(self))
+        if len(graphs) == 8:
+            raise RuntimeError("CUDA error: out of memory")
+        return kept(self, *rest)
+
+    monkeypatch.setattr(CudaGraphs, "add", full)
+    losses, events = trained(made(TinyDeep), tmp_path / "a", monkeypatch, record)
+    assert losses == trained(made(TinyDeep), tmp_path / "b", monkeypatch)[0]
     (notice,) = [event for event in events if event["event"] == "no_cuda_graphs"]
-    assert "a replay differs from the plain pass by" in notice["message"]
-    assert all(torch.isfinite(torch.tensor(losses)))
+    assert "out of memory at step 8" in notice["message"] and len(graphs) == 8
+    assert not [event for event in events if event["event"] == "out_of_memory"]
+    gc.collect()
+    assert graphs[0]() is None
 
 
 def test_random_passes_stay_plain_with_the_same_numbers(tmp_path, monkeypatch) -> None:
@@ -202,6 +273,8 @@ def test_training_goes_on_after_a_capture_that_fails(tmp_path, monkeypatch) -> N
     assert losses == pytest.approx(expected, rel=1e-4)
     (notice,) = [event for event in events if event["event"] == "no_cuda_graphs"]
     assert "cannot be recorded" in notice["message"]
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    torch.cuda.empty_cache()
     # The device and its random numbers still work.
     torch.manual_seed(0)
     random, _ = on_gpu(TinyClassifier, tmp_path / "c", monkeypatch, True, "classification")

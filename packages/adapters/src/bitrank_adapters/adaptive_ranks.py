@@ -86,10 +86,6 @@ class AdaLoraRanks(FixedRanks):
         if step == self.freeze_step:
             self._audit()
 
-    def is_constant(self) -> bool:
-        """Ranks change during training."""
-        return False
-
     def settled(self, step: int) -> bool:
         return step >= self.freeze_step
 

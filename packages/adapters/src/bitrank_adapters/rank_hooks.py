@@ -40,8 +40,11 @@ class FixedRanks:
         return True
 
     def is_constant(self) -> bool:
-        """Whether every step computes the same function of the parameters, so that it may be recorded."""
-        return True
+        """Whether every step computes the same function of the parameters, so that it may be recorded.
+
+        Not for a subclass with an :meth:`after_step` of its own, which may change ranks, masks or scales.
+        """
+        return type(self).after_step is FixedRanks.after_step
 
     def ranks(self) -> dict[str, int]:
         """Active rank of every adapted matrix."""

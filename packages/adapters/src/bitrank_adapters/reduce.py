@@ -43,10 +43,6 @@ class ReducedRanks(FixedRanks):
         if step == self._last:
             self._reduce()
 
-    def is_constant(self) -> bool:
-        """Ranks change during training."""
-        return False
-
     def settled(self, step: int) -> bool:
         return step >= self._last
 

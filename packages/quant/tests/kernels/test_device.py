@@ -37,7 +37,7 @@ def test_decoding_on_the_gpu_equals_plain_decoding(text: str, dtype: torch.dtype
 
 
 @only_cuda
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
 def test_gpu_kernel_serves_affine_formats(bits: int) -> None:
     tensors = parse_format(f"int{bits}-g64").encode(torch.randn(8, 128))
     codes, scale, minimum = (tensors[name].cuda() for name in ("codes", "scale", "minimum"))
@@ -53,9 +53,30 @@ def test_books_are_copied_to_the_gpu_once() -> None:
 
 
 def test_without_triton_plain_torch_decodes(monkeypatch) -> None:
+    monkeypatch.delenv("BITRANK_KERNELS", raising=False)
     monkeypatch.setattr(device, "find_spec", lambda _: None)
     device.problem.cache_clear()
     assert device.problem() == "no Triton"
+    device.problem.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("checks", "problem"),
+    [
+        (
+            {"rows": lambda: False, "books": lambda: True},
+            "Triton's kernels for rows compute other numbers here",
+        ),
+        ({"rows": lambda: 1 / 0}, "Triton fails here: ZeroDivisionError: division by zero"),
+        ({"rows": lambda: True}, None),
+    ],
+)
+def test_kernels_that_fail_or_differ_are_not_used(monkeypatch, checks, problem: str | None) -> None:
+    monkeypatch.delenv("BITRANK_KERNELS", raising=False)
+    monkeypatch.setattr(device, "find_spec", lambda _: object())
+    monkeypatch.setattr(device, "_CHECKS", checks)
+    device.problem.cache_clear()
+    assert (device.problem() or "").startswith(problem or "") and (device.problem() is None) == (not problem)
     device.problem.cache_clear()
 
 

@@ -12,8 +12,10 @@ differ from pass to pass, keeps its plain passes, and an event says why.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,8 +59,13 @@ class Unrecordable(Exception):
 
 @dataclass(frozen=True)
 class _Recorded:
-    """One graph with its fixed tensors; ``replay`` adds gradients and sets ``loss``."""
+    """One graph with its fixed tensors; ``replay`` adds gradients and sets ``loss``.
 
+    ``parameters`` are those that the loss reaches. Others get no gradient, so the optimizer leaves them
+    alone.
+    """
+
+    parameters: Sequence[nn.Parameter]
     inputs: Mapping[str, Tensor]
     factor: Tensor
     loss: Tensor
@@ -89,7 +96,7 @@ class CudaGraphs:
             for name, tensor in found.inputs.items():
                 tensor.copy_(tensor_of(inputs[name], "cpu"))
             found.factor.copy_(factor)
-            self._own_gradients()
+            self._own_gradients(found.parameters)
             found.replay()
             return found.loss.clone()
         if key in self._seen and len(self._recorded) < _SHAPES:
@@ -104,46 +111,54 @@ class CudaGraphs:
         if _differ(states, random_states(self._device)):
             restore_random_states(states)  # the plain pass that follows draws them again
             raise Unrecordable("its passes draw random numbers, such as dropout")
-        for parameter in plain:
-            self._gradients.setdefault(parameter, torch.zeros_like(parameter))
-        recorded = self._new(model, fixed, factor)
-        self._own_gradients()
+        expected = list(plain.values())
+        if not _is_finite([plain_loss, *expected]):
+            self._own_gradients(list(plain))
+            torch._foreach_add_([self._gradients[parameter] for parameter in plain], expected)
+            return plain_loss  # an overflow, with which nothing can be compared: recorded at a later pass
+        recorded = self._new(model, fixed, factor, list(plain))
+        self._own_gradients(recorded.parameters)
         gradients = [self._gradients[parameter] for parameter in plain]
         before = [gradient.clone() for gradient in gradients]
         recorded.replay()
         replayed = torch._foreach_sub(gradients, before)
         torch._foreach_copy_(gradients, before)
-        expected = list(plain.values())
-        difference = max(_relative([recorded.loss], [plain_loss]), _relative(replayed, expected))
-        if not difference <= _DIFFERENCE:
-            raise Unrecordable(f"a replay differs from the plain pass by {difference:.0%}")
+        differences = _relative([recorded.loss], [plain_loss]), _relative(replayed, expected)
+        if not all(difference <= _DIFFERENCE for difference in differences):
+            raise Unrecordable(f"a replay differs from the plain pass by {max(differences):.0%}")
         torch._foreach_add_(gradients, expected)
         self._recorded[key] = recorded
         return plain_loss
 
-    def _new(self, model: nn.Module, fixed: Mapping[str, Tensor], factor: Tensor) -> _Recorded:
-        """Record a pass over ``fixed``, which adds its gradients to :attr:`_gradients`."""
+    def _new(
+        self,
+        model: nn.Module,
+        fixed: Mapping[str, Tensor],
+        factor: Tensor,
+        parameters: Sequence[nn.Parameter],
+    ) -> _Recorded:
+        """Record a pass over ``fixed``, which adds its gradients to those of ``parameters``."""
         loss = torch.zeros((), device=self._device)
+        gradients = [self._gradient(parameter) for parameter in parameters]
 
         def run() -> None:
             made, found = self._differentiate(model, fixed, factor)
             loss.copy_(made)
-            torch._foreach_add_([self._gradients[parameter] for parameter in found], list(found.values()))
+            torch._foreach_add_(gradients, [found[parameter] for parameter in parameters])
 
         try:
             replay = self._record(run)
-        except RuntimeError as error:
+        except Exception as error:  # noqa: BLE001 - libraries raise errors of many classes in a recording
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise Unrecordable(f"its operations cannot be recorded ({reason[:200]})") from None
-        return _Recorded(fixed, factor, loss, replay)
+        return _Recorded(parameters, fixed, factor, loss, replay)
 
     def _differentiate(
         self, model: nn.Module, inputs: Mapping[str, Tensor], factor: Tensor
     ) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
         """The loss, and the gradient of ``factor`` · loss of each parameter that the loss reaches.
 
-        Not by ``backward``, which would bind gradients to the stream of a recording. A parameter without a
-        gradient keeps none, so that the optimizer leaves it alone.
+        Not by ``backward``, which would bind gradients to the stream of a recording.
         """
         parameters = list(trainable(model).values())
         loss = self._objective.loss_of(model, inputs)
@@ -151,10 +166,17 @@ class CudaGraphs:
         pairs = zip(parameters, found, strict=True)
         return loss.detach(), {parameter: part for parameter, part in pairs if part is not None}
 
-    def _own_gradients(self) -> None:
-        """Make the fixed tensors the gradients of the parameters, with the values that these have so far."""
+    def _gradient(self, parameter: nn.Parameter) -> Tensor:
+        """The fixed gradient of ``parameter``."""
+        if parameter not in self._gradients:
+            self._gradients[parameter] = torch.zeros_like(parameter)
+        return self._gradients[parameter]
+
+    def _own_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Make the fixed tensors the gradients of ``parameters``, with the values that these have so far."""
         fresh = []
-        for parameter, gradient in self._gradients.items():
+        for parameter in parameters:
+            gradient = self._gradient(parameter)
             if parameter.grad is gradient:
                 continue
             if parameter.grad is None:
@@ -173,18 +195,34 @@ class _Capture:
         self._pool: Any = None
 
     def __call__(self, run: Callable[[], None]) -> Callable[[], None]:
-        graph, generator = torch.cuda.CUDAGraph(), _generator()
+        _check_room()
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        graph, generator, stream = torch.cuda.CUDAGraph(), _generator(), torch.cuda.current_stream()
         state = generator.clone_state()
         try:
             # Other threads of the process, such as that of the memory meter, may use the device meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 run()
-        except RuntimeError:
-            # A recording that fails leaves the generator in recording mode, and every later draw would fail.
+        except BaseException:
+            # A recording that fails leaves its stream current, its generator in recording mode, so that every
+            # later draw would fail, and (torch before 2.13) its pool open, so that no memory is given back.
+            torch.cuda.set_stream(stream)
             generator.graphsafe_set_state(state)
+            with suppress(AttributeError, RuntimeError):
+                torch._C._cuda_endAllocateToPool(stream.device_index, self._pool)
             raise
-        self._pool = graph.pool()
         return graph.replay
+
+
+def _check_room() -> None:
+    """Raise ``RuntimeError`` unless the device holds the memory of a pass twice.
+
+    The pool of the graphs keeps it, and passes without a graph, such as those of validation, need it again.
+    """
+    _, total = torch.cuda.mem_get_info()
+    peak, held = torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()
+    if total < 2 * peak - held:
+        raise RuntimeError(f"a pass takes {(peak - held) / 2**20:,.0f} MiB, which does not fit twice")
 
 
 def _generator() -> torch.Generator:
@@ -196,6 +234,10 @@ def _differ(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> bool:
     return any(not torch.equal(before[name], after[name]) for name in before)
 
 
+def _is_finite(tensors: Sequence[Tensor]) -> bool:
+    return math.isfinite(_norm(tensors))
+
+
 def _relative(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """Norm of the difference over the norm of ``expected``; 0 if both are zero."""
     difference, size = _norm(torch._foreach_sub(list(found), list(expected))), _norm(expected)
@@ -203,4 +245,5 @@ def _relative(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:
-    return float(torch.stack([*torch._foreach_norm(list(tensors))]).norm())
+    # In fp64: squares of gradients at a large loss scale overflow in fp32.
+    return float(torch.stack(torch._foreach_norm(list(tensors), dtype=torch.float64)).norm())

@@ -83,8 +83,12 @@ class Passes:
                     raise
                 reason = str(error).strip().partition("\n")[0] or type(error).__name__
             # Outside the handler, because the traceback references the tensors of the failed pass.
+            had_graphs = self._graphs is not None
             self._recover(model)
-            self._cut(progress, reason)
+            if had_graphs:  # the step may fit without the memory that they keep
+                self._plain_from_now(f"out of memory at step {progress.step}")
+            else:
+                self._cut(progress, reason)
             restore_random_states(states)
 
     def _all(self, model: nn.Module, batches: Sequence[Batch], tokens: int | None) -> Tensor:
@@ -132,9 +136,12 @@ class Passes:
         except Unrecordable as error:
             reason = str(error)
         self._graphs = None
+        self._plain_from_now(reason)
+        return None
+
+    def _plain_from_now(self, reason: str) -> None:
         message = f"no CUDA graphs: {reason}; the passes run operation by operation"
         self._emit({"event": "no_cuda_graphs", "message": message, "tags": {"cuda_graphs": message}})
-        return None
 
     def _recover(self, model: nn.Module) -> None:
         self._graphs = None  # they keep the memory of their passes

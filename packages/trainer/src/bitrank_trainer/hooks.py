@@ -62,7 +62,7 @@ class NoHook:
         return True
 
     def is_constant(self) -> bool:
-        return True
+        return type(self).after_step is NoHook.after_step
 
     def ranks(self) -> dict[str, int]:
         return {}

@@ -99,8 +99,15 @@ def train(
     task.processes.agree(list(trainable(model).values()))
     batches = task.batches(progress.step * settings.accumulation)
     scaling = Scaling(optimizer, task.device, settings.loss_scale, progress)
-    graphs = graphs_for(task.objective, task.device, hook, task.processes)
-    passes = Passes(task.objective, task.device, settings.micro_tokens, scaling, emit, task.processes, graphs)
+    passes = Passes(
+        task.objective,
+        task.device,
+        settings.micro_tokens,
+        scaling,
+        emit,
+        task.processes,
+        graphs_for(task.objective, task.device, hook, task.processes),
+    )
     model.train()
     while progress.step < settings.steps:
         logs = _step(state, passes, scaling, batches)

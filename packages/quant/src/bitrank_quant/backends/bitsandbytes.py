@@ -228,7 +228,7 @@ def _decode_4bit(layer: Any, buffer: kernels.Scratch = None) -> Tensor:
     weight, dtype = layer._parameters["weight"], layer.compute_dtype
     with _no_torch_function():
         codes: Tensor = weight.data
-    made: Tensor | None = decode_on_cpu(codes, weight.quant_state, dtype, buffer)
+    made = None if codes.is_cuda else decode_on_cpu(codes, weight.quant_state, dtype, buffer)
     if made is None:
         from bitsandbytes.functional import dequantize_4bit
 

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitrank_quant.packing import pack_bits
+
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -73,53 +75,81 @@ def int8_rows(codes_OI: Tensor, scale_O: Tensor, dtype: torch.dtype) -> Tensor |
 
 def book_on(book: Tensor, device: torch.device) -> Tensor:
     """``book`` on ``device``; copied to a GPU once, because recorded operations cannot copy from the host."""
-    if device.type != "cuda" or type(book) is not Tensor or torch.compiler.is_compiling():
+    if book.device == device or device.type != "cuda" or type(book) is not Tensor:
         return book.to(device)
-    key = (book.data_ptr(), device)
+    key = (id(book), device)
     if key not in _books:
         made = book.to(device)
-        if type(made) is not Tensor or made.is_inference():
+        if type(made) is not Tensor or made.is_inference() or torch.compiler.is_compiling():
             return made
-        _books[key] = made
-    return _books[key]
+        _books[key] = book, made
+    return _books[key][1]
 
 
-_books: dict[tuple[int, torch.device], Tensor] = {}
-"""Code books on GPUs. The books of the formats are module constants, so their addresses stay theirs."""
+_books: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
+"""Code books of the formats, and their copies on GPUs. The first keeps its identity while it is here."""
 
 
 @cache
 def problem() -> str | None:
     """Why plain torch decodes on the GPU of this machine; None if the kernels do.
 
-    The first call compiles two kernels and compares what they decode with plain arithmetic.
+    The first call compiles every kernel, and compares what each decodes with plain arithmetic.
     """
     if os.environ.get("BITRANK_KERNELS") == "0":
         return "BITRANK_KERNELS=0"
     if find_spec("triton") is None:
         return "no Triton"
     try:
-        right = _decodes_three_bits() and _decodes_rows()
+        wrong = [name for name, check in _CHECKS.items() if not check()]
     except Exception as error:  # noqa: BLE001 - Triton and its compilers raise errors of many classes
         return f"Triton fails here: {type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
-    return None if right else "Triton's kernels compute other numbers here"
+    return f"Triton's kernels for {', '.join(wrong)} compute other numbers here" if wrong else None
 
 
-def _decodes_three_bits() -> bool:
-    """Whether a matrix of the codes 0 to 7, packed into three bytes, is decoded as it should be."""
-    codes = torch.tensor([0b10001000, 0b11000110, 0b11111010], dtype=torch.uint8, device="cuda").repeat(8)
-    scale, minimum = (torch.full((1,), value, device="cuda") for value in (0.5, -1.0))
-    made = torch.empty((1, 64), dtype=torch.float32, device="cuda")
-    _kernels().launch_affine(codes, scale, minimum, made, 3, 64)
-    return made[0].tolist() == [0.5 * code - 1 for code in range(8)] * 8
+def _decodes_affine() -> bool:
+    """Whether all codes of each layout of bits are decoded, with scales and minima that are exact in bf16."""
+    return all(_decodes_codes(bits) for bits in (2, 3, 4, 8))
+
+
+def _decodes_codes(bits: int) -> bool:
+    codes = torch.arange(512, device="cuda").remainder(2**bits).to(torch.uint8)
+    scale, minimum = torch.tensor([[0.5, 2], [-1, 3]], dtype=torch.bfloat16, device="cuda")
+    made = torch.empty((2, 256), dtype=torch.float32, device="cuda")
+    _kernels().launch_affine(pack_bits(codes, bits), scale, minimum, made, bits, 256)
+    return torch.equal(made, codes.view(2, 256).float() * scale.float()[:, None] + minimum.float()[:, None])
+
+
+def _decodes_books() -> bool:
+    codes = torch.arange(128, device="cuda").remainder(16).to(torch.uint8)
+    book, absmax = (torch.linspace(-1, 1, count, device="cuda") for count in (16, 2))
+    made = torch.empty((1, 128), dtype=torch.float32, device="cuda")
+    _kernels().launch_codebook(pack_bits(codes, 4), book, absmax, made, 4, 64)
+    return torch.equal(made, book[codes.int()].view(2, 64).mul(absmax[:, None]).view(1, 128))
+
+
+def _decodes_scales() -> bool:
+    codes = torch.arange(300, device="cuda").remainder(256).to(torch.uint8)
+    book, outer = torch.arange(256, device="cuda").float(), torch.tensor([0.5, 2.0], device="cuda")
+    made = torch.empty(300, dtype=torch.float32, device="cuda")
+    _kernels().launch_nested(codes, book, outer, torch.tensor(1.0, device="cuda"), made, 8)
+    places = torch.arange(8, 308, device="cuda")
+    return torch.equal(made, codes.float() * outer[places // 256] + 1)
 
 
 def _decodes_rows() -> bool:
     codes = torch.arange(-32, 32, dtype=torch.int8, device="cuda").view(2, 32)
-    made = torch.empty((2, 32), dtype=torch.float32, device="cuda")
-    _kernels().launch_rows(codes, torch.tensor([0.5, 2.0], device="cuda"), made)
-    expected = [0.5 * code for code in range(-32, 0)] + [2.0 * code for code in range(32)]
-    return made.flatten().tolist() == expected
+    made, scale = torch.empty((2, 32), device="cuda"), torch.tensor([0.5, 2.0], device="cuda")
+    _kernels().launch_rows(codes, scale, made)
+    return torch.equal(made, codes.float() * scale[:, None])
+
+
+_CHECKS = {
+    "affine integers": _decodes_affine,
+    "code books": _decodes_books,
+    "nested scales": _decodes_scales,
+    "rows of int8": _decodes_rows,
+}
 
 
 def _serves(dtype: torch.dtype, *tensors: Tensor) -> bool:

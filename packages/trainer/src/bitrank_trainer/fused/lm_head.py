@@ -118,7 +118,7 @@ class _HeadLoss(torch.autograd.Function):
             logs_BV = torch.log_softmax(logits_BV.copy_(product_BV), -1, out=logits_BV)
             targets_B1 = targets_N[start:stop, None]
             logs_B1 = logs_BV.gather(1, targets_B1)
-            total -= (logs_B1 if kept_N is None else logs_B1 * kept_N[start:stop, None]).sum()
+            total -= (logs_B1 if kept_N is None else logs_B1.masked_fill(~kept_N[start:stop, None], 0)).sum()
             if grad_ND is not None:
                 probabilities_BV = logs_BV.exp_()
                 probabilities_BV.scatter_add_(
@@ -126,7 +126,7 @@ class _HeadLoss(torch.autograd.Function):
                 )
                 torch.mm(product_BV.copy_(probabilities_BV), weight_VD, out=grad_ND[start:stop])
         if kept_N is not None and grad_ND is not None:
-            grad_ND *= kept_N[:, None]
+            grad_ND.masked_fill_(~kept_N[:, None], 0)
         ctx.count = len(hidden_ND) if kept_N is None else kept_N.sum()
         ctx.save_for_backward(grad_ND)
         return total / ctx.count

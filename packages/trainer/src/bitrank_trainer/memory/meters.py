@@ -68,9 +68,12 @@ def has_tcmalloc() -> bool:
 
 
 def device_memory_mib(device: str) -> float:
-    """Memory of the accelerator in MiB: peak on CUDA, current allocation on MPS, 0 on the CPU."""
+    """Memory of the accelerator in MiB: peak on CUDA, current allocation on MPS, 0 on the CPU.
+
+    On CUDA all memory that torch has reserved: graphs keep blocks between replays that count as free.
+    """
     if device == "cuda":
-        return torch.cuda.max_memory_allocated() / _MIB**2
+        return torch.cuda.max_memory_reserved() / _MIB**2
     if device == "mps":
         return torch.mps.driver_allocated_memory() / _MIB**2
     return 0.0
