@@ -231,6 +231,7 @@ def test_graphs_are_for_cuda_without_hook_or_switch(monkeypatch) -> None:
     assert graphs_for(objective, "mps", NoHook()) is None
     assert isinstance(graphs_for(objective, "cuda", NoHook(), ALONE), CudaGraphs)
     assert graphs_for(objective, "cuda", ChangingRanks(), ALONE) is None
+    assert graphs_for(object(), "cuda", NoHook(), ALONE) is None  # its inputs are not known before
     monkeypatch.setenv("BITRANK_CUDA_GRAPHS", "0")
     assert graphs_for(objective, "cuda", NoHook(), ALONE) is None
 

@@ -19,13 +19,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bitrank_trainer.distributed.data_parallel import ALONE, Processes
 from bitrank_trainer.hooks import RankHook
-from bitrank_trainer.model_inputs import on_device, tensor_of
+from bitrank_trainer.model_inputs import Batch, LossOfInputs, on_device, tensor_of
 from bitrank_trainer.objectives import Objective
 from bitrank_trainer.optimizer import trainable
 from bitrank_trainer.rng import random_states, restore_random_states
@@ -45,12 +44,14 @@ def graphs_for(
 ) -> CudaGraphs | None:
     """Graphs for a training on ``device``, or None.
 
-    There are none on other devices than CUDA, with several processes, with a hook that changes ranks, and
-    with ``BITRANK_CUDA_GRAPHS=0``.
+    There are none on other devices than CUDA, with several processes, with a hook that changes ranks, for an
+    objective whose inputs are not apart from its operations, and with ``BITRANK_CUDA_GRAPHS=0``.
     """
-    fits = device == "cuda" and processes is ALONE and hook.is_constant()
-    switched_off = os.environ.get("BITRANK_CUDA_GRAPHS") == "0"
-    return CudaGraphs(objective, device) if fits and not switched_off else None
+    if device != "cuda" or processes is not ALONE or os.environ.get("BITRANK_CUDA_GRAPHS") == "0":
+        return None
+    return (
+        CudaGraphs(objective, device) if isinstance(objective, LossOfInputs) and hook.is_constant() else None
+    )
 
 
 class Unrecordable(Exception):
@@ -78,19 +79,20 @@ class CudaGraphs:
     The model's operations must not depend on the step: ranks that change need plain passes.
     """
 
-    def __init__(self, objective: Objective, device: str, record: Recorder | None = None) -> None:
+    def __init__(self, objective: LossOfInputs, device: str, record: Recorder | None = None) -> None:
         self._objective, self._device = objective, device
         self._record = record or _Capture()
         self._recorded: dict[Key, _Recorded] = {}
         self._seen: set[Key] = set()
         self._gradients: dict[nn.Parameter, Tensor] = {}
 
-    def add(self, model: nn.Module, inputs: Mapping[str, np.ndarray], factor: Tensor) -> Tensor | None:
+    def add(self, model: nn.Module, batch: Batch, factor: Tensor) -> Tensor | None:
         """Add the gradients of ``factor`` · loss to the parameters; return the loss without its factor.
 
-        Returns None, and adds nothing, if the shape of ``inputs`` has no graph yet. Raises
+        Returns None, and adds nothing, if the shape of ``batch`` has no graph yet. Raises
         :class:`Unrecordable`, also before anything is added, if it cannot have one.
         """
+        inputs = self._objective.inputs(model, batch)
         key = tuple((name, array.shape) for name, array in inputs.items())
         if (found := self._recorded.get(key)) is not None:
             for name, tensor in found.inputs.items():

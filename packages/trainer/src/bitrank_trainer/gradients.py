@@ -127,8 +127,7 @@ class Passes:
         if self._graphs is None:
             return None
         try:
-            inputs = self._objective.inputs(model, part)
-            loss = self._graphs.add(model, inputs, self._scaling.scaled(weight))
+            loss = self._graphs.add(model, part, self._scaling.scaled(weight))
             if loss is not None and not self._by_graphs:
                 self._by_graphs = True
                 self._emit({"event": "cuda_graphs", "tags": {"cuda_graphs": "passes of repeated shapes"}})

@@ -50,12 +50,6 @@ class Objective(Protocol):
     def loss(self, model: nn.Module, batch: Batch, device: str) -> Tensor:
         """Mean loss over the units that :meth:`weight` counts, in nats for a cross entropy."""
 
-    def inputs(self, model: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
-        """All arrays of ``batch`` that :meth:`loss_of` reads; names and shapes determine its operations."""
-
-    def loss_of(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-        """The loss, from :meth:`inputs` on the device of ``model``."""
-
     def weight(self, batch: Batch) -> int:
         """Denominator of the mean in :meth:`loss`, such as the number of sequences or predicted tokens."""
 
