@@ -147,7 +147,8 @@ def test_a_view_of_the_whole_experiment_shows_every_run(
 ) -> None:
     browser.get(served[name])
     runs = [f"{config} {task} s0" for config in ("B-FP", "B-Q4") for task in TASKS]
-    text_when(browser, *runs, "4 matching runs")
+    shown = text_when(browser, *runs, "4 matching runs")
+    assert all(run in shown for run in runs)
 
 
 @pytest.mark.parametrize("name", ["Charts", *(f"{task}, charts" for task in TASKS)])

@@ -85,8 +85,7 @@ def codebook(
     16 entries of 4-bit codes on a CPU, 8 of 3-bit codes too on a GPU.
     """
     if codes.is_cuda:
-        bits = (len(book) - 1).bit_length()
-        return device.codebook(codes, book, absmax_N, block, shape, dtype, bits)
+        return device.codebook(codes, book, absmax_N, block, shape, dtype)
     rows, columns = shape
     groups = rows * -(-columns // block)
     count = packed_bytes(groups * block, 4)

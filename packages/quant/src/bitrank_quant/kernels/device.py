@@ -43,12 +43,12 @@ def codebook(
     block: int,
     shape: tuple[int, int],
     dtype: torch.dtype,
-    bits: int = 4,
 ) -> Tensor | None:
-    """``book[code] · absmax`` in fp32, rounded once to ``dtype``."""
+    """``book[code] · absmax`` in fp32, rounded once to ``dtype``; the size of the book gives the bits."""
     if not _serves(dtype, codes, absmax_N):
         return None
     made = _new(codes, shape, dtype)
+    bits = (len(book) - 1).bit_length()
     _kernels().launch_codebook(codes, book_on(book, codes.device), absmax_N, made, bits, block)
     return made
 
