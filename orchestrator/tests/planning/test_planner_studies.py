@@ -145,6 +145,26 @@ def test_study_with_a_grid_trains_each_arm_at_its_best_rate(
     } == costs
 
 
+@pytest.mark.slow
+def test_quick_study_of_systems_walks_to_its_rates_and_tests_only_reported_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", "systems", *SMOKE, "--arms", "B-FP,uniform"]) == 0
+    folder = Path("results/systems-quick")
+    for row in json.loads((folder / "rates.json").read_text()):
+        low, middle, high = sorted(find_study("systems", quick=True).rates)
+        tried = sorted(float(rate) for rate in row["losses"])
+        assert len(tried) == (2 if row["rate"] == max(tried) else 3)
+        assert [rate / tried[-1] for rate in tried] == pytest.approx(
+            [factor / high for factor in (low, middle, high)[-len(tried) :]], rel=1e-2
+        )
+    reported = json.loads((folder / "all_results.json").read_text())
+    chosen_by = json.loads((folder / "rates/all_results.json").read_text())
+    assert all("eval/acc" in run["results"] for run in reported) and len(reported) == 2
+    assert not any("eval/acc" in run["results"] for run in chosen_by) and len(chosen_by) >= 4
+
+
 def test_costs_of_a_config_at_its_own_bytes_are_those_of_its_learning_rate() -> None:
     spec = RunSpec("B-FP", "toy_sentences", "tiny", steps=10, learning_rate=1e-3)
     row = {"config": "B-FP", "task": "toy_sentences", "rates_s": 24.0, "learning_rate": 1e-3, "steps": 10}
@@ -157,8 +177,9 @@ def test_forecast_ends_before_anything_is_planned(
     monkeypatch.chdir(tmp_path)
     assert main(["study", "allocators", *SMOKE, "--rates", "0.1,1,10", "--jobs", "2", "--forecast"]) == 0
     printed = capsys.readouterr().out
-    # (9 arms at one budget and 3 configs) × (one seed and three learning rates)
-    assert "toy_sentences: 48 runs of about" in printed and "with 2 at a time" in printed
+    # (9 arms at one budget and 3 configs) × one seed, and × three learning rates
+    assert "toy_sentences: 12 runs of about" in printed and ", 36 of about" in printed
+    assert "with 2 at a time" in printed
     assert not Path("results").exists() and not Path("runs").exists()
 
 

@@ -81,6 +81,12 @@ def test_options_of_a_file_enter_the_id_only_if_they_are_given(tmp_path: Path) -
     assert id_of("b.csv", test_file=str(tmp_path / "moved/test.csv")) == ids[2], "content counts, not paths"
 
 
+def test_a_run_without_a_test_has_an_id_of_its_own() -> None:
+    plain = make_spec(PROFILES["smoke"], "B-Q4", "toy_articles")
+    assert plain.tested
+    assert make_spec(PROFILES["smoke"], "B-Q4", "toy_articles", {"tested": False}).spec_id != plain.spec_id
+
+
 def test_dropout_of_adapters_enters_the_id_where_it_is_set() -> None:
     """Without it the ids above, which are older than the field, hold."""
     plain = make_spec(PROFILES["smoke"], "B-Q4", "toy_articles")

@@ -172,6 +172,7 @@ def test_an_old_spec_without_digests_keeps_its_id_and_is_not_checked(tmp_path: P
         "label_column",
         "test_file",
         "adapter_dropout",
+        "tested",
     ):
         del old[field]  # of later versions
     (tmp_path / "spec.json").write_text(json.dumps(old))

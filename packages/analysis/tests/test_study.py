@@ -104,6 +104,15 @@ def test_every_missing_cell_has_its_reason(maker, tmp_path: Path) -> None:
     assert list(study.runs["config"]) == ["A"]
 
 
+def test_a_run_without_a_test_is_not_compared(maker, tmp_path: Path) -> None:
+    maker.run("A", metrics={"eval/acc": 0.5})
+    maker.run("B", metrics={"val/loss": 0.3})
+    study = study_of(tmp_path)
+    assert list(study.runs["config"]) == ["A"]
+    (row,) = study.missing.itertuples(index=False, name=None)
+    assert row == ("B", "movies", 0, "FINISHED", "finished without a test")
+
+
 def test_newest_run_of_a_cell_is_selected_with_a_note(maker, tmp_path: Path) -> None:
     maker.run("A", metrics={"eval/acc": 0.5})
     newer = maker.run("A", metrics={"eval/acc": 0.6})

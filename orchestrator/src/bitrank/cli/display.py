@@ -147,9 +147,9 @@ def _cells(kind: str, figures: dict[str, Any]) -> list[str]:
     if not figures:
         return []
     metric = task_kind(kind).metric
+    tested = (f"zero/{metric.key}", f"eval/{metric.key}")  # a run without a test has neither
     return [
-        metric.text(figures[f"zero/{metric.key}"]),
-        metric.text(figures[f"eval/{metric.key}"]),
+        *(metric.text(figures[key]) if key in figures else "" for key in tested),
         f"{figures['model/mib']:.1f}",
         f"{figures['model/bits']:.2f}",
         f"{figures['lora/percent']:.2f}",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bitrank.execution.matrix import Options
     from bitrank.planning.learning_rates import Cell
     from bitrank.planning.planner_studies import PlannerStudy
+    from bitrank.tracking.run_state import StoredRun
 
 EXAMPLES = """examples:
   bitrank study allocators --quick              one seed, one budget, a third of the steps, small searches
@@ -175,8 +176,6 @@ def _tuned(
     The second value is the seconds of these runs by config and task. Executes the missing runs of the grid.
     Cells whose grid is not complete are left out and named. A grid of one rate needs no run.
     """
-    from bitrank.cli.display import Progress
-    from bitrank.execution.matrix import open_jobs, run_study
     from bitrank.planning.learning_rates import (
         at_factor,
         cell_of,
@@ -194,11 +193,8 @@ def _tuned(
     measured = specs if is_tuned else [spec for spec in specs if spec.config in longer]
     if not measured:
         return specs, {}
-    grid = grid_specs(measured, study.rates if is_tuned else (1.0,))
-    jobs = run_study(grid, dataclasses.replace(options, results=options.results / "rates"), Progress)
-    executed = [job.spec for job in jobs]  # with the digests of hub models
-    tracker, _ = open_jobs(executed, options)
-    chosen = choose_rates(executed, tracker.runs())
+    grid, runs = _executed(grid_specs(measured, study.rates if is_tuned else (1.0,)), study.walks, options)
+    chosen = choose_rates(grid, runs, study.walks)
     write_atomically(options.results / "rates.json", json.dumps(rate_rows(chosen), indent=1))
     left_out = {cell_of(spec) for spec in measured} - chosen.keys()
     for config, task in sorted(left_out):
@@ -214,3 +210,28 @@ def _tuned(
         for spec in tuned
     ]
     return lengthened, {cell: choice.seconds for cell, choice in chosen.items()}
+
+
+def _executed(
+    grid: Sequence[RunSpec], walks: bool, options: Options
+) -> tuple[list[RunSpec], dict[str, StoredRun]]:
+    """Execute the runs of ``grid`` that a choice needs; returns ``grid`` with the digests of hub models, and
+    the stored runs by spec id.
+
+    A run that fails is not tried again.
+    """
+    from bitrank.cli.display import Progress
+    from bitrank.execution.matrix import open_jobs, run_study
+    from bitrank.planning.learning_rates import missing
+    from bitrank.spec.inputs import resolve_hub_digests
+
+    grid = [resolve_hub_digests(spec) for spec in grid]
+    options = dataclasses.replace(options, results=options.results / "rates")
+    runs: dict[str, StoredRun] = {}
+    tried: set[str] = set()
+    while due := [spec for spec in missing(grid, runs, walks) if spec.spec_id not in tried]:
+        run_study(due, options, Progress)
+        tried |= {spec.spec_id for spec in due}
+        tracker, _ = open_jobs(grid, options)
+        runs = dict(tracker.runs())
+    return grid, runs

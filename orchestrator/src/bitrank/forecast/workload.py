@@ -23,10 +23,10 @@ class Workload:
     """Tokens and batch shapes of a run.
 
     ``train`` and ``evaluated`` are the distinct shapes of batches. Token counts include padding and cover the
-    whole run. ``evaluation_tokens`` covers the test before training, every validation, and the test after
-    training. ``prompts`` are the distinct shapes of batches that texts are generated for, and ``new_tokens``
-    the bound of a text; the model's positions may allow fewer. ``classes`` is the task's number of classes,
-    ``steps`` the number of optimizer steps.
+    whole run. ``evaluation_tokens`` covers every validation and, if the run is tested, the test before and
+    after training. ``prompts`` are the distinct shapes of batches that texts are generated for, and
+    ``new_tokens`` the bound of a text; the model's positions may allow fewer. ``classes`` is the task's
+    number of classes, ``steps`` the number of optimizer steps.
     """
 
     train: frozenset[Shape]
@@ -61,7 +61,7 @@ def workload(spec: RunSpec, device: str) -> Workload:
     settings = settings_for(spec, len(train), device)
     shapes = _training(data, settings.steps * settings.accumulation)
     validation = [_shape(batch) for batch in data.batches_of(data.validation)]
-    test = [_shape(batch) for batch in data.batches_of(data.test)]
+    test = [_shape(batch) for batch in data.batches_of(data.test)] if spec.tested else []
     prompts, new_tokens = _generation(spec, data)
     validations = -(-settings.steps // settings.eval_every)
     return Workload(
@@ -91,7 +91,7 @@ def _training(data: RunData, count: int) -> list[Shape]:
 
 def _generation(spec: RunSpec, data: RunData) -> tuple[frozenset[Shape], int]:
     """Return the shapes of batches of prompts, and the bound of a text's tokens; without texts none and 0."""
-    generation = task_kind(spec.kind).generation
+    generation = task_kind(spec.kind).generation if spec.tested else None
     return (frozenset(), 0) if generation is None else generation_shapes(data.test, generation.longest)
 
 

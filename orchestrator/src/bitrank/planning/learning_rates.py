@@ -45,7 +45,8 @@ def cell_of(spec: RunSpec) -> Cell:
 def grid_specs(specs: Sequence[RunSpec], factors: Sequence[float]) -> list[RunSpec]:
     """Return the runs of the grid: each arm and task of ``specs`` at its learning rate × each factor.
 
-    They are as long as the runs of the arm: shorter ones favour rates that are too high for these.
+    They are as long as the runs of the arm: shorter ones favour rates that are too high for these. They are
+    not tested, since the choice is made on validation.
     """
     first: dict[Cell, RunSpec] = {}
     for spec in specs:
@@ -55,6 +56,7 @@ def grid_specs(specs: Sequence[RunSpec], factors: Sequence[float]) -> list[RunSp
             spec,
             profile=spec.profile + RATES,
             seed=SEED,
+            tested=False,
             learning_rate=_scaled(spec, factor),
         )
         for spec in first.values()
@@ -62,38 +64,50 @@ def grid_specs(specs: Sequence[RunSpec], factors: Sequence[float]) -> list[RunSp
     ]
 
 
+def missing(grid: Sequence[RunSpec], runs: Mapping[str, StoredRun], walks: bool) -> list[RunSpec]:
+    """Return the runs of ``grid`` that have to end before :func:`choose_rates`; none if all have ended.
+
+    With ``walks`` these are, in each cell, the middle rate and the next higher one first, then the neighbours
+    of the best rate so far. Such a walk ends at a rate that is better than its neighbours, which is the best
+    of the grid if the loss falls and then rises with the rate.
+    """
+    if not walks:
+        return [spec for spec in grid if _loss(runs.get(spec.spec_id)) is None]
+    found: list[RunSpec] = []
+    for specs in _cells(grid).values():
+        ordered = sorted(specs, key=lambda spec: spec.learning_rate)
+        losses = [_loss(runs.get(spec.spec_id)) for spec in ordered]
+        known = [loss for loss in losses if loss is not None]
+        middle, best = len(ordered) // 2, losses.index(min(known)) if known else 0
+        reach = range(best - 1, best + 2) if known else range(middle, middle + 2)
+        found += [ordered[i] for i in reach if 0 <= i < len(ordered) and losses[i] is None]
+    return found
+
+
 def at_factor(specs: Sequence[RunSpec], factor: float) -> list[RunSpec]:
     """Return ``specs`` at their learning rate × ``factor``: a grid of one rate leaves nothing to choose."""
     return [replace(spec, learning_rate=_scaled(spec, factor)) for spec in specs]
 
 
-def choose_rates(grid: Sequence[RunSpec], runs: Mapping[str, StoredRun]) -> dict[Cell, ChosenRate]:
-    """Return the choice for every cell whose runs all ended; ``runs`` maps spec ids to stored runs.
+def choose_rates(
+    grid: Sequence[RunSpec], runs: Mapping[str, StoredRun], walks: bool = False
+) -> dict[Cell, ChosenRate]:
+    """Return the choice for every cell of which :func:`missing` needs no run; ``runs`` maps spec ids to runs.
 
-    A diverged run counts as infinitely bad. A cell with a run that has not ended, or without a finite loss,
-    is left out.
+    A diverged run counts as infinitely bad. A cell without a finite loss is left out.
     """
     chosen: dict[Cell, ChosenRate] = {}
-    cells: dict[Cell, list[RunSpec]] = {}
-    for spec in grid:
-        cells.setdefault(cell_of(spec), []).append(spec)
-    for cell, specs in cells.items():
-        found = [runs.get(spec.spec_id) for spec in specs]
-        losses = [_loss(run) for run in found]
-        known = [loss for loss in losses if loss is not None]
-        if len(known) < len(specs) or not math.isfinite(min(known)):
+    for cell, specs in _cells(grid).items():
+        ended = [(loss, spec) for spec in specs if (loss := _loss(runs.get(spec.spec_id))) is not None]
+        least, best = min(ended, key=lambda pair: pair[0], default=(math.inf, specs[0]))
+        if missing(specs, runs, walks) or not math.isfinite(least):
             continue
-        best = known.index(min(known))
-        shown = {
-            f"{spec.learning_rate:g}": loss if math.isfinite(loss) else None
-            for spec, loss in zip(specs, known, strict=True)
-        }
+        shown = {f"{spec.learning_rate:g}": loss if math.isfinite(loss) else None for loss, spec in ended}
         rates = [spec.learning_rate for spec in specs]
-        edges = {min(rates), max(rates)}
-        rate = specs[best].learning_rate
-        pace = _seconds_per_step(specs[best], found[best])
-        is_at_edge = len(edges) > 1 and rate in edges
-        chosen[cell] = ChosenRate(*cell, rate, shown, is_at_edge, pace, _seconds(found))
+        is_at_edge = len(rates) > 1 and best.learning_rate in {min(rates), max(rates)}
+        pace = _seconds_per_step(best, runs.get(best.spec_id))
+        seconds = _seconds([runs.get(spec.spec_id) for _, spec in ended])
+        chosen[cell] = ChosenRate(*cell, best.learning_rate, shown, is_at_edge, pace, seconds)
     return chosen
 
 
@@ -107,6 +121,13 @@ def with_rates(specs: Sequence[RunSpec], chosen: Mapping[Cell, ChosenRate]) -> l
 def rate_rows(chosen: Mapping[Cell, ChosenRate]) -> list[dict[str, Any]]:
     """Return the choices as plain data, one row per arm and task."""
     return [asdict(choice) for choice in chosen.values()]
+
+
+def _cells(grid: Sequence[RunSpec]) -> dict[Cell, list[RunSpec]]:
+    cells: dict[Cell, list[RunSpec]] = {}
+    for spec in grid:
+        cells.setdefault(cell_of(spec), []).append(spec)
+    return cells
 
 
 def _scaled(spec: RunSpec, factor: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -31,7 +31,7 @@ _CONFIG = "B-FP"  # its forecast time is used for every arm
 class TaskForecast:
     """``runs`` of ``seconds`` each on ``task``, and ``planning`` seconds of short trainings; by ``basis``.
 
-    ``unfit`` arms and budgets have no run.
+    Learning rates are chosen by ``rate_runs`` of ``rate_seconds``. ``unfit`` arms and budgets have no run.
     """
 
     task: str
@@ -39,12 +39,14 @@ class TaskForecast:
     seconds: float
     planning: float
     basis: str
+    rate_runs: int = 0
+    rate_seconds: float = 0.0
     unfit: int = 0
 
     @property
     def total(self) -> float:
         """Seconds of all runs and short trainings, one after the other."""
-        return self.runs * self.seconds + self.planning
+        return self.runs * self.seconds + self.rate_runs * self.rate_seconds + self.planning
 
 
 def forecast_study(
@@ -53,28 +55,30 @@ def forecast_study(
     """Return the forecast of each task; measuring the models and exact solutions are not counted.
 
     One run takes as long as one of B-FP, by the speed of finished runs in ``store`` or of this machine's
-    matrix products. A run of the grid of learning rates takes as long as others.
+    matrix products. A run of the grid of learning rates is not tested.
     """
     found = []
     for task in tasks:
         spec = make_spec(profile, _CONFIG, task, overrides)
         seconds, basis = _time_of_run(spec, store)
+        rate_seconds, _ = _time_of_run(replace(spec, tested=False), store)
         steps = workload(spec, Compute.of(spec).device).steps
         short = trained_steps(study) * len(study.budgets)
         unfit = _not_fitting(study, sizes_of(spec))
         planning = short * seconds / steps
-        found.append(TaskForecast(task, run_count(study, unfit), seconds, planning, basis, unfit))
+        runs, rate_runs = run_counts(study, unfit)
+        found.append(TaskForecast(task, runs, seconds, planning, basis, rate_runs, rate_seconds, unfit))
     return found
 
 
-def run_count(study: PlannerStudy, unfit: int = 0) -> int:
-    """Return the number of runs of ``study`` on one task: reported ones, and those of the grid.
+def run_counts(study: PlannerStudy, unfit: int = 0) -> tuple[int, int]:
+    """Return the numbers of runs of ``study`` on one task: reported ones, and those that choose a rate.
 
     ``unfit`` is the number of arms and budgets without a run.
     """
     cells = len(study.arms) * len(study.budgets) + len(study.configs) - unfit
     grid = len(study.rates) if len(study.rates) > 1 else 0
-    return cells * (len(study.seeds) + grid)
+    return cells * len(study.seeds), cells * grid
 
 
 def _not_fitting(study: PlannerStudy, sizes: Sizes) -> int:
@@ -119,6 +123,12 @@ def _time_of_run(spec: RunSpec, store: str) -> tuple[float, str]:
     return parts.seconds, parts.basis
 
 
+def _rates_text(task: TaskForecast) -> str:
+    if not task.rate_runs:
+        return ""
+    return f"{task.rate_runs} of about {task.rate_seconds:,.0f} s that choose learning rates, "
+
+
 def _unfit_text(task: TaskForecast) -> str:
     return f"; {task.unfit} pairs of arm and budget that do not fit" if task.unfit else ""
 
@@ -128,8 +138,8 @@ def forecast_lines(found: Sequence[TaskForecast], jobs: int) -> list[str]:
     lines = []
     for task in found:
         lines.append(
-            f"{task.task}: {task.runs} runs of about {task.seconds:,.0f} s ({task.basis}), and "
-            f"{task.planning / 3600:.1f} h of short trainings by planners"
+            f"{task.task}: {task.runs} runs of about {task.seconds:,.0f} s ({task.basis}), "
+            f"{_rates_text(task)}and {task.planning / 3600:.1f} h of short trainings by planners"
             f"{_unfit_text(task)}"
         )
     hours = sum(task.total for task in found) / 3600 / jobs

@@ -211,16 +211,8 @@ class Record:
             "time/epoch_s": progress.seconds / epochs,
         }
 
-    def finish(
-        self,
-        final: Evaluation,
-        split: TokenSplit,
-        ranks: dict[str, int],
-        adapter_bytes: int,
-        device: str,
-        samples: Samples = NO_SAMPLES,
-    ) -> None:
-        """Write predictions, ranks and figures. ``result.json`` is written last and marks a complete run.
+    def tested(self, final: Evaluation, split: TokenSplit, samples: Samples = NO_SAMPLES) -> None:
+        """Write the predictions of ``split`` and record the figures of its evaluation after training.
 
         The continuations of ``samples`` are written to ``continuations.json``.
         """
@@ -228,20 +220,25 @@ class Record:
             rows = json.dumps(samples.continuations, indent=1, ensure_ascii=False)
             write_atomically(self._folder / "continuations.json", rows)
         write_predictions(final, split, self._folder / "predictions.parquet", samples.columns)
+        figures = {**final.metrics, **samples.figures}
+        self._result |= {f"eval/{name}": value for name, value in figures.items()}
+        self._result |= {
+            # Speed of generated tokens if the kind of task generates, else of evaluated ones.
+            "speed/infer_tok_s": samples.tokens_per_second or final.tokens_per_second,
+            "time/eval_s": final.seconds,
+        }
+
+    def finish(self, ranks: dict[str, int], adapter_bytes: int, device: str) -> None:
+        """Write ranks and figures. ``result.json`` is written last and marks a complete run."""
         over_time = {str(step): values for step, values in sorted(self._ranks_over_time.items())}
         write_atomically(
             self._folder / "ranks.json", json.dumps({"final": ranks, "over_time": over_time}, indent=1)
         )
-        figures = {**final.metrics, **samples.figures}
-        self._result |= {f"eval/{name}": value for name, value in figures.items()}
         self._result |= {
             "lora/rank": sum(ranks.values()),
             "lora/mib": adapter_bytes / MIB,
             "lora/rank_mean": sum(ranks.values()) / max(len(ranks), 1),
-            # Speed of generated tokens if the kind of task generates, else of evaluated ones.
-            "speed/infer_tok_s": samples.tokens_per_second or final.tokens_per_second,
             **self._memory(device),
-            "time/eval_s": final.seconds,
             "time/total_s": time.time() - psutil.Process().create_time(),
         }
         self._close()

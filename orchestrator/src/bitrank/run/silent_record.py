@@ -56,15 +56,9 @@ class SilentRecord(Record):
 
     def trained(self, progress: Progress, epochs: float) -> None: ...
 
-    def finish(
-        self,
-        final: Evaluation,
-        split: TokenSplit,
-        ranks: dict[str, int],
-        adapter_bytes: int,
-        device: str,
-        samples: Samples = NO_SAMPLES,
-    ) -> None:
+    def tested(self, final: Evaluation, split: TokenSplit, samples: Samples = NO_SAMPLES) -> None: ...
+
+    def finish(self, ranks: dict[str, int], adapter_bytes: int, device: str) -> None:
         self._processes.gather((peak_memory_mib(), device_memory_mib(device)))
 
 

@@ -41,8 +41,9 @@ def execute(spec: RunSpec, folder: Path, record: Record, processes: Processes) -
         with hook.as_stored():
             return data.evaluate(model, split, objective, device, processes)
 
-    record.phase("zero-shot")
-    record.zero_shot(lambda: evaluate_on(data.test))
+    if spec.tested:
+        record.phase("zero-shot")
+        record.zero_shot(lambda: evaluate_on(data.test))
     record.phase("training")
     task = Task(
         objective, data.train_batches, lambda: evaluate_on(data.validation).metrics, device, processes
@@ -51,13 +52,15 @@ def execute(spec: RunSpec, folder: Path, record: Record, processes: Processes) -
     progress = train(model, task, hook, settings, folder / "checkpoint", record.emit)
     record.trained(progress, progress.step * step_sequences(spec) / len(data.task.splits["train"]))
     hook.finish()
-    record.phase("testing")
     record.adapter(hook)
-    with hook.as_stored():
-        samples = (
-            sample_texts(spec.kind, model, built.tokenizer, data.test, device)
-            if processes.needed
-            else Samples()
-        )
-    final = with_token_texts(evaluate_on(data.test), spec.kind, built.tokenizer)
-    record.finish(final, data.test, hook.ranks(), hook.stored_bytes(), device, samples)
+    if spec.tested:
+        record.phase("testing")
+        with hook.as_stored():
+            samples = (
+                sample_texts(spec.kind, model, built.tokenizer, data.test, device)
+                if processes.needed
+                else Samples()
+            )
+        final = with_token_texts(evaluate_on(data.test), spec.kind, built.tokenizer)
+        record.tested(final, data.test, samples)
+    record.finish(hook.ranks(), hook.stored_bytes(), device)

@@ -152,6 +152,13 @@ class RunSpec:
     validation_windows: Annotated[
         Count | None, About("part of each document in validation (default: all)", "windows of max_length")
     ] = None
+    tested: Annotated[
+        bool,
+        About(
+            "evaluate the test split before and after training; false: validation only, as in the runs of a "
+            "study that choose a learning rate"
+        ),
+    ] = True
     log_every: Annotated[Count, About("interval between records of the training loss", "optimizer steps")] = (
         50
     )
@@ -235,6 +242,8 @@ class RunSpec:
         Options that are not given do not enter the id, so that ids from before they existed stay the same.
         """
         left_out = {key for key in (*DIGESTS, *FILE_OPTIONS, "adapter_dropout") if getattr(self, key) is None}
+        if self.tested:
+            left_out.add("tested")
         if self.data_digest is not None:
             left_out.add("data")
         if is_content(self.data_digest) and self.reads_file:

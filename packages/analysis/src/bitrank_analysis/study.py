@@ -247,10 +247,11 @@ def _problem(run: dict[str, Any], known: list[str], quality: float, measured: li
             run["status"], run["status"].lower()
         )
         return f"{word}: {failure}" if failure else word
+    if not measured:
+        return "finished without a test"
     if not known:
         return (
-            f"finished with a metric that is not known: expected one of {_keys()}, "
-            f"got {', '.join(measured) or 'none'}"
+            f"finished with a metric that is not known: expected one of {_keys()}, got {', '.join(measured)}"
         )
     if len(known) > 1:
         return f"finished with both {' and '.join(known)}, so its quality is ambiguous"
