@@ -35,7 +35,7 @@ def test_runs_that_choose_rates_have_a_time_of_their_own() -> None:
     task = TaskForecast("articles", 10, 60.0, 0.0, "a guess", rate_runs=30, rate_seconds=40.0)
     assert task.total == 10 * 60 + 30 * 40
     (line, _) = forecast_lines([task], jobs=1)
-    assert "10 runs of about 60 s (a guess), 30 of about 40 s that choose learning rates, and 0.0 h" in line
+    assert "10 runs of about 60 s (a guess), up to 30 of about 40 s that choose learning rates" in line
 
 
 def test_arms_that_do_not_fit_are_stated() -> None:

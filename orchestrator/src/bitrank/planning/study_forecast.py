@@ -126,7 +126,7 @@ def _time_of_run(spec: RunSpec, store: str) -> tuple[float, str]:
 def _rates_text(task: TaskForecast) -> str:
     if not task.rate_runs:
         return ""
-    return f"{task.rate_runs} of about {task.rate_seconds:,.0f} s that choose learning rates, "
+    return f"up to {task.rate_runs} of about {task.rate_seconds:,.0f} s that choose learning rates, "
 
 
 def _unfit_text(task: TaskForecast) -> str:
