@@ -89,7 +89,7 @@ def first_policy(name: str, rank: int) -> str:
 
 
 def spec_of(profile: Profile, cell: Cell, steps: int | None) -> RunSpec:
-    """The run of ``cell``: B-FP at its rank, validated once, at the end."""
+    """The run of ``cell``: B-FP at its rank, validated once, at the end, and not tested."""
     kind = make_spec(profile, "B-FP", cell.task).kind
     count = steps or STEPS[kind]
     return make_spec(
@@ -103,6 +103,7 @@ def spec_of(profile: Profile, cell: Cell, steps: int | None) -> RunSpec:
             "seed": cell.seed,
             "steps": count,
             "eval_every": count,
+            "tested": False,
         },
     )
 
