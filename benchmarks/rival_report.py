@@ -143,10 +143,12 @@ def figure(rows: Sequence[dict]) -> alt.VConcatChart:
 
 
 def panel(rows: Sequence[dict], title: str) -> alt.LayerChart:
-    """The differences of one quantizer and budget, with a line at zero."""
+    """The differences of one quantizer and budget, with a line at zero, on a scale linear near zero."""
+    axis = alt.Axis(values=[0, 1, 3, 10, 30, 100, 300, 1000, 10_000], format=",d")
+    x = alt.X("value:Q", title="% of perplexity", axis=axis, scale=alt.Scale(type="symlog"))
     flat = [{"arm": row["arm"], **asdict(row["difference"])} for row in rows]
     base = alt.Chart(pd.DataFrame(flat)).encode(y=alt.Y("arm:N", title=None))
-    points = base.mark_point(filled=True, size=40).encode(x=alt.X("value:Q", title="% of perplexity"))
+    points = base.mark_point(filled=True, size=40).encode(x=x)
     intervals = base.mark_rule().encode(x="low:Q", x2="high:Q")
     zero = alt.Chart().mark_rule(strokeDash=[3, 3], color="grey").encode(x=alt.datum(0))
     return alt.layer(zero, intervals, points, data=pd.DataFrame(flat)).properties(
