@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from exchange import GROUP, given_folder, read_request, write_weights
+
+# Read at import. On two cores GPTQModel 7.7 gives its pool one worker, and its loader asks for two.
+os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
 from gptqmodel import GPTQModel, QuantizeConfig
 
 
