@@ -16,7 +16,9 @@ def main() -> None:
     """Write the decoded matrices."""
     folder = given_folder()
     request = read_request(folder)
-    config = QuantizeConfig(bits=request.width, group_size=GROUP, sym=False, desc_act=False)
+    config = QuantizeConfig(
+        bits=request.width, group_size=GROUP, sym=False, desc_act=False, offload_to_disk=False
+    )
     model = GPTQModel.load(request.model, config, device="cpu", dtype=torch.float32)
     windows = [{"input_ids": window, "attention_mask": [1] * len(window)} for window in request.windows]
     model.quantize(windows, batch_size=1)
