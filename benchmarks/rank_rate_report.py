@@ -105,11 +105,11 @@ def _finite(loss: float) -> float | None:
 def _page(table: Mapping[str, Any], losses: Mapping[Cell, float], steps: Mapping[Cell, int | None]) -> str:
     parts = [
         "# Best learning rate by rank and scale policy",
-        "Written by `benchmarks/rank_rate.py`. Uniform rank, 16-bit base, validation loss in nats after "
-        "the last step, mean over seeds. A policy is neutral if the best rates of all ranks are at most "
-        "one step of the "
-        "√10 grid apart. *Added at one rate*: mean loss that the ranks lose if all train at the best "
-        "common rate.",
+        "[Decision 28](../../decisions/028-scale-policy.md) has the conclusion. Written by "
+        "`benchmarks/rank_rate.py`. Uniform rank, 16-bit base, validation loss in nats after the last step, "
+        "mean over seeds. A policy is neutral if the best rates of all ranks are at most one step of the √10 "
+        "grid apart. *Added at one rate*: mean loss that the ranks lose if all train at the best common "
+        "rate.",
     ]
     for task, policies in table.items():
         of_task = [cell for cell in losses if cell.task == task]
@@ -179,11 +179,12 @@ def _of_task(task: str, policies: Mapping[str, Mapping[int, Mapping[float, float
         if math.isfinite(loss)
     ]
     ranks = sorted({row["rank"] for row in rows}, key=int)  # type: ignore[call-overload]
+    axis = alt.Axis(values=sorted({row["rate"] for row in rows}), format=".1g", labelAngle=-45)
     lines = (
         alt.Chart(pd.DataFrame(rows))
         .mark_line(point=True)
         .encode(
-            x=alt.X("rate:Q", title="learning rate", scale=alt.Scale(type="log")),
+            x=alt.X("rate:Q", title="learning rate", scale=alt.Scale(type="log"), axis=axis),
             y=alt.Y("loss:Q", title="validation loss (nats)", scale=alt.Scale(zero=False)),
             color=alt.Color("rank:N", sort=ranks, title="rank"),
         )

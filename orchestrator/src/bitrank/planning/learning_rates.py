@@ -17,6 +17,7 @@ from bitrank.tracking.run_state import StoredRun
 
 SEED = 1000  # seed of the runs of the grid; no reported run has it
 LOSS = "val/loss"  # metric by which a rate is chosen: at the last validation, which is after the last step
+TIE = 0.005  # relative difference of validation losses below which two rates are tied
 Cell = tuple[str, str]  # config and task of a run
 
 
@@ -68,8 +69,8 @@ def missing(grid: Sequence[RunSpec], runs: Mapping[str, StoredRun], walks: bool)
     """Return the runs of ``grid`` that have to end before :func:`choose_rates`; none if all have ended.
 
     With ``walks`` these are, in each cell, the middle rate and the next higher one first, then the neighbours
-    of the best rate so far. Such a walk ends at a rate that is better than its neighbours, which is the best
-    of the grid if the loss falls and then rises with the rate.
+    of the best rate so far and of those tied with it. Such a walk ends at a rate that is better than its
+    neighbours, which is the best of the grid if the loss falls and then rises with the rate.
     """
     if not walks:
         return [spec for spec in grid if _loss(runs.get(spec.spec_id)) is None]
@@ -77,11 +78,20 @@ def missing(grid: Sequence[RunSpec], runs: Mapping[str, StoredRun], walks: bool)
     for specs in _cells(grid).values():
         ordered = sorted(specs, key=lambda spec: spec.learning_rate)
         losses = [_loss(runs.get(spec.spec_id)) for spec in ordered]
-        known = [loss for loss in losses if loss is not None]
-        middle, best = len(ordered) // 2, losses.index(min(known)) if known else 0
-        reach = range(best - 1, best + 2) if known else range(middle, middle + 2)
-        found += [ordered[i] for i in reach if 0 <= i < len(ordered) and losses[i] is None]
+        middle = len(ordered) // 2
+        reach = _beside_the_best(losses) or {middle, middle + 1}
+        found += [ordered[i] for i in sorted(reach) if 0 <= i < len(ordered) and losses[i] is None]
     return found
+
+
+def _beside_the_best(losses: Sequence[float | None]) -> set[int]:
+    """Places of the least known loss, of those tied with it, and of their neighbours; none if none is known.
+
+    Two rates at which nothing is learned are tied: which one is lower does not say where downhill is.
+    """
+    limit = min((loss for loss in losses if loss is not None), default=math.nan) * (1 + TIE)
+    low = [place for place, loss in enumerate(losses) if loss is not None and loss <= limit]
+    return {place + step for place in low for step in (-1, 0, 1)}
 
 
 def at_factor(specs: Sequence[RunSpec], factor: float) -> list[RunSpec]:
