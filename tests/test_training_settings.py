@@ -30,6 +30,7 @@ ROUNDING = {
     "mps_safe",
     "processes",
     "shard",
+    "tested",
     "threads",
 }
 
