@@ -17,7 +17,12 @@ def main() -> None:
     folder = given_folder()
     request = read_request(folder)
     config = QuantizeConfig(
-        bits=request.width, group_size=GROUP, sym=False, desc_act=False, offload_to_disk=False
+        bits=request.width,
+        group_size=GROUP,
+        sym=False,
+        desc_act=False,
+        offload_to_disk=False,
+        format="gptq_v2",
     )
     model = GPTQModel.load(request.model, config, device="cpu", dtype=torch.float32)
     windows = [{"input_ids": window, "attention_mask": [1] * len(window)} for window in request.windows]
