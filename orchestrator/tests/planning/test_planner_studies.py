@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bitrank.cli.main import main
+from bitrank.cli.study import _study
 from bitrank.planning.learning_rates import cell_of
 from bitrank.planning.planner_studies import STUDIES, find_study, profile_of
 from bitrank.planning.study_plans import _longest_first, check_arms, planning_costs
@@ -163,6 +165,13 @@ def test_quick_study_of_systems_walks_to_its_rates_and_tests_only_reported_runs(
     chosen_by = json.loads((folder / "rates/all_results.json").read_text())
     assert all("eval/acc" in run["results"] for run in reported) and len(reported) == 2
     assert not any("eval/acc" in run["results"] for run in chosen_by) and len(chosen_by) >= 4
+
+
+@pytest.mark.parametrize(("rates", "walks"), [(None, True), ([0.3, 1.0, 3.0], False)])
+def test_rates_that_are_asked_for_are_all_tried(rates: list[float] | None, walks: bool) -> None:
+    keys = ("budgets", "arms", "seeds", "evaluations")
+    arguments = Namespace(name="systems", quick=True, rates=rates, **dict.fromkeys(keys))
+    assert _study(arguments).walks == walks
 
 
 def test_costs_of_a_config_at_its_own_bytes_are_those_of_its_learning_rate() -> None:

@@ -134,6 +134,8 @@ def _study(arguments: argparse.Namespace) -> PlannerStudy:
         for key in ("budgets", "arms", "seeds", "evaluations", "rates")
         if (value := getattr(arguments, key))
     }
+    if arguments.rates:
+        given["walks"] = False  # rates that were asked for are all tried
     if arguments.arms:
         check_arms(arguments.arms)
         given["arms"] = tuple(name for name in arguments.arms if name not in SIXTEEN_BITS)
