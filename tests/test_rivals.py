@@ -157,9 +157,10 @@ def evaluation(report: ModuleType, arm: str, factor: float) -> object:
 
 def test_a_constant_factor_of_perplexity_is_the_difference(report: ModuleType) -> None:
     ours, other = evaluation(report, report.REFERENCE, 1.0), evaluation(report, "other", 1.03)
-    found = report.difference(other, ours)
-    assert found.value == pytest.approx(3.0)
-    assert found.low <= 3.0 + 1e-9 and found.high >= 3.0 - 1e-9
+    found = report.log_ratio(other, ours)
+    low, high = found.interval(0.05)
+    assert found.value == pytest.approx(np.log(1.03))
+    assert low <= found.value + 1e-12 and high >= found.value - 1e-12
     assert other.perplexity == pytest.approx(1.03 * ours.perplexity)
 
 
@@ -167,7 +168,27 @@ def test_arms_on_other_articles_are_not_compared(report: ModuleType) -> None:
     ours, other = evaluation(report, report.REFERENCE, 1.0), evaluation(report, "other", 1.03)
     other.documents[0] = "another"
     with pytest.raises(ValueError, match="different articles"):
-        report.difference(other, ours)
+        report.log_ratio(other, ours)
+
+
+def test_only_other_allocations_than_those_of_bitrank_are_corrected_together(report: ModuleType) -> None:
+    factors = {report.REFERENCE: 1.0, f"{report.REFERENCE}, scores": 1.01, "one": 1.03, "other": 1.2}
+    found = [evaluation(report, arm, factor) for arm, factor in {"16 bits": 0.8, **factors}.items()]
+    rows = report.comparisons(found).set_index("allocation")
+    assert [*rows.index] == [*factors]
+    assert rows["difference"].fillna(0.0).to_list() == pytest.approx(np.log([*factors.values()]))
+    assert np.isnan(rows.loc[report.REFERENCE, "p"]) and rows.loc[f"{report.REFERENCE}, scores", "p"] < 0.01
+    assert rows["p_holm"].isna().to_list() == [True, True, False, False]
+    assert rows.loc["one", "p_holm"] == pytest.approx(2 * rows.loc["one", "p"])
+
+
+def test_the_paper_reads_what_the_report_wrote(report: ModuleType, tmp_path: Path) -> None:
+    from bitrank_analysis.paper.rivals import read_rivals
+
+    for arm, factor in ((report.REFERENCE, 1.0), (f"{report.REFERENCE}, scores", 1.01), ("other", 1.1)):
+        report.append(evaluation(report, arm, factor), tmp_path / "rivals")
+    report.write_report(report.read_evaluations(tmp_path / "rivals"), {}, tmp_path / "rivals.md")
+    assert [*read_rivals(tmp_path / "rivals")["allocation"]] == [report.REFERENCE, "other"]
 
 
 def test_the_report_has_every_arm_best_first_and_names_rivals_without_result(
@@ -202,7 +223,8 @@ def test_each_panel_of_the_figure_has_the_arms_of_its_budget_and_quantizer(repor
         for arm, times in ((report.REFERENCE, 1.0), ("other", factor)):
             made = asdict(evaluation(report, arm, times))
             found.append(report.Evaluation(**made | {"bits": bits, "quantizer": quantizer}))
-    drawn = report.figure(report.differences(found)).to_dict()
+    rows = report.comparisons(found)
+    drawn = report.figure(rows[rows["difference"].notna()]).to_dict()
     shown = {
         panel["title"]: [row["value"] for row in drawn["datasets"][panel["data"]["name"]]]
         for line in drawn["vconcat"]

@@ -112,6 +112,12 @@ def add_paper(commands: Any) -> None:
         help="results of a study whose findings complete the table of published claims; repeatable",
     )
     parser.add_argument(
+        "--rivals",
+        type=file_path,
+        metavar="FOLDER",
+        help="comparisons with the allocations of other tools, for a table of its own",
+    )
+    parser.add_argument(
         "--out",
         type=file_path,
         default=Path("paper/generated"),
@@ -207,6 +213,7 @@ def _paper(arguments: argparse.Namespace) -> int:
         arguments.configs,
         planners=arguments.planners,
         published=arguments.claims,
+        rivals=arguments.rivals,
     )
     print(f"paper inputs: {folder}")
     return 0

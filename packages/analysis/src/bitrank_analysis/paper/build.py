@@ -22,6 +22,7 @@ from bitrank_analysis.paper.planners import (
     read_planners,
 )
 from bitrank_analysis.paper.published import STUDIES_NOTE, published_table, read_published
+from bitrank_analysis.paper.rivals import read_rivals, rivals_sentences, rivals_table
 from bitrank_analysis.paper.selection import select
 from bitrank_analysis.paper.values import values
 from bitrank_analysis.store import open_store
@@ -39,6 +40,7 @@ def write_paper(
     configs: Sequence[str] = ORDER,
     planners: Sequence[Path] = (),
     published: Sequence[Path] = (),
+    rivals: Path | None = None,
 ) -> Path:
     """Write the inputs of the paper into ``out_folder``, replacing earlier ones; return the folder.
 
@@ -47,11 +49,12 @@ def write_paper(
     holds PDFs and ``tables/`` the tables as CSV. ``configs`` are the arms of the study.
     ``planners`` are results folders of studies of planners, which get a table and a figure of their own.
     ``published`` are those of studies whose findings complete the table of published claims.
+    ``rivals`` is a folder with comparisons of allocations with those of other tools.
     Raises :class:`AnalysisError` if no config has finished, or a folder cannot be read or written.
     """
     study = select(load_study(open_store(store_uri), experiment), configs)
     evidence = [gather(study, str(task)) for task in sorted(study.runs["task"].unique())]
-    compared, findings = read_planners(planners), read_published(published)
+    compared, findings, others = read_planners(planners), read_published(published), read_rivals(rivals)
     folder = Path(out_folder)
     try:
         _empty_folder(folder)
@@ -60,6 +63,8 @@ def write_paper(
             "table-hypotheses": paper_tables.hypotheses_table(evidence),
             "table-published": published_table(evidence, findings),
             "published-note": STUDIES_NOTE if findings else "",
+            "table-rivals": rivals_table(others),
+            "rivals": sentences(rivals_sentences(others)),
             **_figures(evidence, folder / "figures"),
             **_planners(compared, folder / "figures"),
         }
