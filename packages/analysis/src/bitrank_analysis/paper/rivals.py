@@ -79,7 +79,7 @@ def rivals_sentences(found: pd.DataFrame) -> list[str]:
     ahead, behind = (shown["difference"] > 0).sum(), (shown["difference"] < 0).sum()
     text = (
         f"Of {len(tests)} comparisons at equal bytes, corrected together, {reference} has the lower "
-        f"perplexity in {ahead} and the higher in {behind}"
+        f"perplexity in {ahead or 'none'} and the higher in {behind or 'none'}"
     )
     open_ones = [
         f"{row['allocation']} at {row['bits']:g} bits by {row['quantizer']} ({_change(row)} %)"
