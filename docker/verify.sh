@@ -79,12 +79,12 @@ check_matrix() {
     inside bash -c 'bitrank matrix --profile smoke --jobs 1 && cat /sys/fs/cgroup/memory/memory.max_usage_in_bytes /sys/fs/cgroup/memory.peak 2>/dev/null >results/peak || test -s results/peak'
     echo "peak of the container, page cache included: $(awk '{printf "%.0f MiB", $1 / 2^20}' "$folder/results/peak")"
     "$root/docker/run.sh" run-all --profile smoke --jobs 1 | tee "$folder/second" | tail -n 3
-    grep -q '12 of 12 runs are complete' "$folder/second" || fail "not all runs were complete in the second invocation"
-    [ "$(wc -l <"$folder/results/experiment_summary.csv")" = 13 ] || fail "expected 12 results on the volume"
+    grep -q '14 of 14 runs are complete' "$folder/second" || fail "not all runs were complete in the second invocation"
+    [ "$(wc -l <"$folder/results/experiment_summary.csv")" = 15 ] || fail "expected 14 results on the volume"
     [ -s "$folder/runs/mlflow.db" ] || fail "the store is not on its volume"
     "$root/docker/run.sh" bitrank report --profile smoke >/dev/null
     [ -s "$folder/results/report/report.html" ] || fail "the report is not on its volume"
-    echo "12 results, the store and the report are on their volumes"
+    echo "14 results, the store and the report are on their volumes"
 }
 
 check_ui() {

@@ -29,6 +29,20 @@ def _modules_of_the_site(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(PAGES), *sys.path])
 
 
+def test_rows_of_a_table_have_as_many_cells_as_its_head_where_pipes_in_code_split_cells_too() -> None:
+    """As on GitHub; the site alone keeps a pipe inside of code."""
+    ragged = []
+    for path in DOCUMENTS:
+        cells, code = 0, False
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            code ^= line.startswith("```")
+            pipes = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") and not code else 0
+            if pipes and cells not in (0, pipes):
+                ragged.append(f"{path.relative_to(ROOT)}:{number}")
+            cells = pipes and (cells or pipes)
+    assert ragged == []
+
+
 def test_committed_reference_pages_equal_those_made_from_the_code(tmp_path: Path) -> None:
     from write_reference import GENERATED, REFERENCE, write_reference
 

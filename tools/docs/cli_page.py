@@ -67,7 +67,7 @@ def _option(action: argparse.Action) -> str:
     names = ", ".join(action.option_strings)
     if action.nargs == 0:
         return names
-    choices = "|".join(str(choice) for choice in action.choices) if action.choices else ""
+    choices = f"{{{','.join(str(choice) for choice in action.choices)}}}" if action.choices else ""
     return f"{names} {action.metavar or choices or action.dest.upper()}"
 
 

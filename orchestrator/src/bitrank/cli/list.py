@@ -161,7 +161,9 @@ def add_list(commands: Any) -> None:
     parser.add_argument("--store", type=location, default="runs", help="folder or MLflow URI (default: runs)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
-        "--arms", action="store_true", help="list the arms (values of --configs) and their sources instead"
+        "--arms",
+        action="store_true",
+        help="list the configs (values of --configs) and the arms of `bitrank study systems`, with their sources",
     )
     add_settings(parser)
 

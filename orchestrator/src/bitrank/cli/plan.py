@@ -22,7 +22,7 @@ EXAMPLES = """examples:
   bitrank plan --task wiki_articles --budgets 3bits,3.5bits,4bits,=B-Q4 --save curve
   bitrank run --plan plan.json --task wiki_articles                      train with the saved plan
   bitrank plan --task wiki_articles --budget 3.25bits --planner rank-only --matrices
-  bitrank plan --task wiki_articles --budget 4bits --pin lm_head=int8 --pin down_proj=int4-g64-dq:16
+  bitrank plan --task wiki_articles --budget 4.5bits --pin embed_tokens=int8 --pin down_proj=int4-g64-dq:16
   bitrank plan --task wiki_articles --budget 4.5bits --for mlx --tie qkv,gate-up --max-rank 16
   bitrank plan --model llama-70b/config.json --budget 40GB               exact sizes, sensitivities by prior
 A budget is a number of bytes (20MB, 1.5GiB), stored bits per base parameter with adapters included

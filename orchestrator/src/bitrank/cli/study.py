@@ -35,7 +35,8 @@ EXAMPLES = """examples:
   bitrank study systems --arms Plan-Q4,B-Q4,QA-LoRA-Q4 --budgets 3.5bits
   bitrank study frozen-rank --tasks movie_sentences
   bitrank study three-bits --quick
-To continue an interrupted study, repeat the command. The report is RESULTS/NAME/report.md."""
+To continue an interrupted study, repeat the command. The report is RESULTS/NAME/report.md,
+with --quick RESULTS/NAME-quick/report.md."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

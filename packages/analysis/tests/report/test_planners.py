@@ -12,7 +12,7 @@ import pytest
 from bitrank_analysis import load_study, open_store
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.figures.difference_bytes import difference_bytes
-from bitrank_analysis.report.planners import arms_table, planners_report
+from bitrank_analysis.report.planners import arms_table, planner_sentences, planners_report
 from bitrank_analysis.statistics.compare import compare
 
 BUDGETS = {
@@ -114,6 +114,25 @@ def test_sentences_separate_arms_with_and_without_a_budget(store: Path) -> None:
     assert "| ARD-LoRA keeps 99.3 % of full quality (here: of LoRA in 16 bits) |" in claims
     assert "not tested here: no finished run of ARD-LoRA-Q4" in claims
     assert (store / "movies.csv").is_file() and (store / "report.md").read_text() == text
+
+
+def test_sentence_on_arms_with_one_seed_and_several_counts_every_verdict() -> None:
+    verdicts = ["differs on these examples (one seed)"] * 2 + ["worse", "worse", "better", "unresolved"]
+    verdicts += ["alike on these examples (one seed)", "as good as"]
+    rows = {
+        "config": ["exact", *(f"arm {number}" for number in range(8))],
+        "baseline": [None, *["exact"] * 8],
+        "budget": [1.0] * 9,
+        "stored_bytes": [1.0] * 9,
+        "metric": [None, *["acc"] * 8],
+        "difference": [None, 0.1, -0.1, -0.2, -0.2, 0.2, 0.0, 0.0, 0.0],
+        "verdict": [None, *verdicts],
+    }
+    assert planner_sentences(pd.DataFrame(rows), ["exact"]) == [
+        "At equal bytes, after Holm, exact differs from 2 of 8 on the examples of one seed, ahead of 1 and "
+        "behind 1 (arm 0); over several seeds it beats 2 and is beaten by 1 (arm 4); for 3 no difference is "
+        "shown."
+    ]
 
 
 def test_figure_draws_each_arm_at_its_budget_with_its_interval(store: Path) -> None:

@@ -230,20 +230,21 @@ def planner_sentences(frame: pd.DataFrame, references: Sequence[str]) -> list[st
 def _outcome(rows: pd.DataFrame) -> str:
     """Counts of better and worse arms; with one seed, of arms that differ, by the difference's sign."""
     different = rows[rows["verdict"] == DIFFERS]
-    if len(different):
-        ahead = _ahead(different)
-        behind = len(different) - len(ahead)
-        rest = len(rows) - len(different)
-        return (
-            f"differs from {len(different)} of {len(rows)} on the examples of one seed, ahead of {behind} "
-            f"and behind {len(ahead)}{_named(ahead)}; for {rest} no difference is shown"
-        )
     worse, better = rows[rows["verdict"] == WORSE], rows[rows["verdict"] == BETTER]
-    rest = len(rows) - len(worse) - len(better)
-    return (
-        f"beats {len(worse)} of {len(rows)}, is beaten by {len(better)}{_named(better)}, "
-        f"and is unresolved or equivalent with {rest}"
+    rest = len(rows) - len(different) - len(worse) - len(better)
+    if different.empty:
+        return (
+            f"beats {len(worse)} of {len(rows)}, is beaten by {len(better)}{_named(better)}, "
+            f"and is unresolved or equivalent with {rest}"
+        )
+    ahead = _ahead(different)
+    text = (
+        f"differs from {len(different)} of {len(rows)} on the examples of one seed, ahead of "
+        f"{len(different) - len(ahead)} and behind {len(ahead)}{_named(ahead)}; "
     )
+    if len(worse) + len(better):
+        text += f"over several seeds it beats {len(worse)} and is beaten by {len(better)}{_named(better)}; "
+    return f"{text}for {rest} no difference is shown"
 
 
 def _ahead(rows: pd.DataFrame) -> pd.DataFrame:
