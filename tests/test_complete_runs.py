@@ -35,7 +35,7 @@ def test_every_run_is_recorded_completely(study: Path) -> None:
         *("model/mib", "model/bits"),
         *("lora/params", "lora/percent", "lora/rank"),
         *("mem/peak_mib", "mem/import_mib"),
-        *("speed/train_tok_s", "speed/infer_tok_s"),
+        *("speed/train_tok_s", "speed/eval_tok_s", "speed/infer_tok_s"),
         *("time/setup_s", "time/train_s", "time/epoch_s", "time/total_s"),
     }
     for run in runs:

@@ -54,6 +54,7 @@ def test_a_run_learns_and_records_scores_of_its_texts(runs: Path) -> None:
         result = json.loads((runs / run.config / "result.json").read_text())
         predictions = study.predictions(run.run_id)
         assert len(predictions) == 32 and result["speed/infer_tok_s"] > 0
+        assert result["speed/eval_tok_s"] != result["speed/infer_tok_s"] and result["time/generate_s"] > 0
         assert predictions["text"].str.startswith("the ").all()
         for key in SCORES:
             frame = METRICS[key].examples.read(predictions, "a run")

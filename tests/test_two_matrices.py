@@ -121,6 +121,22 @@ def test_force_replaces_the_observed_run_and_keeps_its_lock(copied: Path) -> Non
     assert job.state == State("new") and [stage for _, _, stage in _runs(copied)] == ["deleted"]
 
 
+@pytest.mark.parametrize(
+    ("code", "force", "kept"), [("", False, True), ("", True, False), ("older", False, False)]
+)
+def test_files_of_a_run_deleted_from_the_store_are_kept_only_if_the_same_code_made_them(
+    copied: Path, code: str, force: bool, kept: bool
+) -> None:
+    tracker = _tracker(copied)
+    job = _job(copied, tracker, force)
+    tracker.forget(str(job.state.run_id))
+    job.replaces = State("new") if force else None
+    if code:
+        (job.folder / "code.txt").write_text(code)
+    assert claim(job, tracker) and job.state == State("new")
+    assert (job.folder / "result.json").exists() == kept
+
+
 def test_run_held_elsewhere_is_complete_at_the_end(copied: Path) -> None:
     tracker = _tracker(copied)
     job = _job(copied, tracker)

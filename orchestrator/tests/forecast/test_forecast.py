@@ -339,7 +339,7 @@ def write_store(path: Path, runs: list[tuple[dict[str, str], dict[str, float]]])
 
 
 def figures(speed: float) -> dict[str, float]:
-    return {"speed/train_tok_s": speed, "speed/infer_tok_s": 2 * speed, "time/setup_s": 3.0}
+    return {"speed/train_tok_s": speed, "speed/eval_tok_s": 2 * speed, "time/setup_s": 3.0}
 
 
 def test_duration_is_predicted_from_similar_runs_only(tmp_path: Path) -> None:
@@ -381,6 +381,9 @@ def test_duration_is_predicted_from_similar_runs_only(tmp_path: Path) -> None:
         [*dissimilar, ({**similar, "config": "B-FP"}, figures(1e6)), (similar, figures(100.0))]
     )
     assert seconds == pytest.approx(expected) and basis.startswith("the speed of 1 finished run of Joint-2")
+    generated = {**figures(100.0), "speed/infer_tok_s": 1.0, "time/generate_s": 7.0}
+    runs = [*dissimilar, (similar, generated), (similar, generated), (similar, generated)]
+    assert predicted(runs)[0] == pytest.approx(expected + 7.0)
 
 
 def test_timing_products_keeps_the_random_state_and_the_thread_count() -> None:

@@ -53,6 +53,19 @@ def test_rank_is_the_largest_that_fits(sizes: Sizes, budget: int) -> None:
         assert bytes_of(config, {"rank": rank + 1}, sizes) > budget
 
 
+@pytest.mark.parametrize("name", ["PARA-Q4", "DoRA-Dynamic-Q4", "ARD-LoRA-Q4"])
+def test_budget_of_a_config_that_ends_at_rank_8_is_that_of_rank_8(
+    name: str, sizes: Sizes, budget: int
+) -> None:
+    """All have the formats of B-Q4, start with higher ranks, and store what is left of them."""
+    assert parse_budget(f"={name}", sizes) == budget
+
+
+def test_budget_of_adalora_is_that_of_its_last_mean_rank(sizes: Sizes) -> None:
+    rank_4 = replace(find_config("B-Q4"), rank=FixedRank(4))
+    assert parse_budget("=Joint-1", sizes) == sizes.of_config(rank_4)
+
+
 def test_pruned_ranks_count_as_their_mean_at_the_end(sizes: Sizes, budget: int) -> None:
     fitted = fit_arm(find_config("Joint-1"), sizes, budget)
     assert fitted.fields == {"init_r": 24, "target_r": 8}, "three times the last rank, as in 12 to 4"

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from bitrank.errors import UserError
 from bitrank.planning import make_plan as module
 from bitrank.planning.costs import Choices
-from bitrank.planning.make_plan import PlanRequest, make_plan
+from bitrank.planning.make_plan import Pins, PlanRequest, make_plan, match_pins
 from bitrank.sensitivity.tables import Tables
+from bitrank.spec.make_spec import make_spec
+from bitrank.spec.profiles import PROFILES
 from bitrank.spec.run_spec import RunSpec
 from bitrank_planner import Problem
 
@@ -49,3 +52,20 @@ def test_both_costs_are_calibrated_and_differ(
         o.nbytes for o in by_fisher.item(name).options
     ]
     assert [o.cost for o in by_output.item(name).options] != [o.cost for o in by_fisher.item(name).options]
+
+
+def test_of_two_pins_for_a_matrix_the_later_one_replaces_what_it_gives() -> None:
+    names = ["layers.0.q_proj", "layers.1.q_proj", "layers.0.up_proj"]
+    pins: Pins = {"layers.0": ("int8", None), "q_proj": (None, 16), "layers.0.q": ("bf16", None)}
+    assert match_pins(pins, names) == {
+        "layers.0.q_proj": ("bf16", 16),
+        "layers.0.up_proj": ("int8", None),
+        "layers.1.q_proj": (None, 16),
+    }
+
+
+@pytest.mark.parametrize("planner", ["uniform", "hand-made", "modelopt-like"])
+def test_costs_of_learning_are_refused_by_planners_without_predicted_losses(planner: str) -> None:
+    spec = make_spec(PROFILES["smoke"], "B-FP", "toy_sentences")
+    with pytest.raises(UserError, match=f"the planner '{planner}' does not minimise predicted loss"):
+        make_plan(spec, PlanRequest("=B-Q4", planner, learning="probe"))

@@ -23,10 +23,11 @@ from bitrank.errors import BAD_INPUT, DIVERGED
 from bitrank.process.advice import advise_signal
 from bitrank.process.environment import run_environment
 from bitrank.process.events import EventTail
-from bitrank.process.run_folder import has_requested_plan, result_of
+from bitrank.process.lifetime import parent_environment
+from bitrank.process.run_folder import has_requested_plan, result_of, write_code
 from bitrank.spec.run_spec import RunSpec, write_spec
 from bitrank.tracking.base import Log
-from bitrank.tracking.run_state import State
+from bitrank.tracking.run_state import State, code_of
 
 _FLUSH_SECONDS = 1.0
 _MIN_FREE_BYTES = 2**20  # a disk with less free space counts as full
@@ -74,6 +75,7 @@ class Attempt:
         self._log, self._tail = log, EventTail(job.folder / "events.jsonl")
         self._pending, self._flushed = list[dict[str, Any]](), 0.0
         write_spec(job.spec, job.folder / "spec.json")
+        write_code(job.folder, code_of(job.spec))
         self._next_programs = _programs(job)
         self._process = self._start(self._next_programs.pop(0))
         job.status, job.started = "running", time.monotonic()
@@ -104,7 +106,7 @@ class Attempt:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=run_environment(self.job.spec),
+                env=run_environment(self.job.spec) | parent_environment(),
                 start_new_session=True,
             )
 

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitrank.process.run_folder import LOCK
-from bitrank.tracking.run_state import State, StoredRun, state_of
+from bitrank.process.run_folder import LOCK, is_of_code
+from bitrank.tracking.run_state import State, StoredRun, code_of, state_of
 
 if TYPE_CHECKING:
     from bitrank.execution.attempt import Job
@@ -31,13 +31,20 @@ def is_replaced(now: State, replaces: State | None) -> bool:
 
 
 def claim(job: Job, tracker: Tracking) -> bool:
-    """Update ``job`` from the store after locking it; returns whether its run must still be trained."""
+    """Update ``job`` from the store after locking it; returns whether its run must still be trained.
+
+    Files of a run that the store does not know, because it was deleted there or another store is used, are
+    removed if other code made them or the user requested to repeat the run: they would be recorded as results
+    of this code.
+    """
     _set_state(job, tracker.find(job.spec.spec_id))
     if is_replaced(job.state, job.replaces):
         assert job.state.run_id is not None
         tracker.forget(job.state.run_id)
         _empty(job.folder)
         job.state, job.status = State("new"), "waiting"
+    elif job.state.run_id is None and (job.replaces or not is_of_code(job.folder, code_of(job.spec))):
+        _empty(job.folder)
     job.replaces = None
     return job.status == "waiting"
 

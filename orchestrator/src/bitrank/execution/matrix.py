@@ -71,7 +71,7 @@ def run_study(
     check_results(options.results)
     tracker, jobs = open_jobs([resolve_hub_digests(spec) for spec in specs], options)
     for job in jobs:
-        if options.force and job.state.run_id is not None and job.status != "locked":
+        if options.force and job.status != "locked":
             job.replaces, job.status = job.state, "waiting"
     due = [job for job in jobs if job.status in {"waiting", "locked"}]
 

@@ -97,17 +97,19 @@ def _by_runs(spec: RunSpec, work: Workload, runs: Sequence[StoredRun]) -> Traini
     """
     same = [run for run in runs if run.tags.get("config") == spec.config]
     runs = same or runs
-    train, infer, setup = (
-        median(run.figures[key] for run in runs)
-        for key in ("speed/train_tok_s", "speed/infer_tok_s", "time/setup_s")
-    )
-    seconds = setup + work.train_tokens / train + work.evaluation_tokens / infer
+    train, evaluation, setup = (median(run.figures[key] for run in runs) for key in _NEEDED)
+    generating = median(run.figures.get("time/generate_s", 0.0) for run in runs)
+    seconds = setup + work.train_tokens / train + work.evaluation_tokens / evaluation + generating
     config = spec.config if same else "other configs"
     return TrainingTime(
         seconds,
         f"the speed of {len(runs)} finished run{'s' * (len(runs) > 1)} of {config} "
         "with this model and task, here",
     )
+
+
+# Figures of a finished run that a prediction needs.
+_NEEDED = ("speed/train_tok_s", "speed/eval_tok_s", "time/setup_s")
 
 
 def _finished(spec: RunSpec, device: str, dtype: torch.dtype, store: str) -> list[StoredRun]:
@@ -124,11 +126,10 @@ def _finished(spec: RunSpec, device: str, dtype: torch.dtype, store: str) -> lis
         "threads": str(threads),
         "hardware": hardware(device),
     }
-    needed = {"speed/train_tok_s", "speed/infer_tok_s", "time/setup_s"}
     return [
         run
         for run in read_runs(database, f"bitrank-{spec.profile}").values()
-        if run.status == "FINISHED" and same.items() <= run.tags.items() and needed <= run.figures.keys()
+        if run.status == "FINISHED" and same.items() <= run.tags.items() and {*_NEEDED} <= run.figures.keys()
     ]
 
 

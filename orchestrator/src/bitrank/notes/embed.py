@@ -7,6 +7,7 @@ of BERT are computed here with numpy; a test compares them with transformers' ow
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bitrank_data import asset_dir
+from bitrank_data import asset_dir, write_atomically
 from safetensors.numpy import load_file
 from scipy.special import erf
 from tokenizers import Tokenizer
@@ -115,8 +116,8 @@ def read_vectors(path: Path) -> dict[str, Array]:
 
 
 def write_vectors(path: Path, vectors: Mapping[str, Array]) -> None:
-    """Write ``vectors`` beside ``path`` and rename, so that a reader never sees half a file."""
+    """Write ``vectors`` at once, so that a reader never sees half a file, whoever else writes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished.npz")
-    np.savez(unfinished, keys=np.array(list(vectors)), vectors=np.stack(list(vectors.values())))
-    unfinished.replace(path)
+    content = io.BytesIO()
+    np.savez(content, keys=np.array(list(vectors)), vectors=np.stack(list(vectors.values())))
+    write_atomically(path, content.getvalue())

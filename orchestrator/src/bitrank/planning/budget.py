@@ -17,6 +17,7 @@ from bitrank.forecast.model_shapes import ModelShapes, model_shapes
 from bitrank.forecast.stored_size import stored_size
 from bitrank.models.locate import locate
 from bitrank.models.tokens import tokenised
+from bitrank.planning.kept_ranks import ADAPTER_BYTES, adapter_bytes
 from bitrank.process.compute import Compute
 from bitrank.spec.configs import CONFIGS, Config, find_config
 from bitrank.spec.parse import parse_bytes
@@ -26,7 +27,6 @@ NOTHING_TRAINS = (
     "the plan has rank 0 everywhere: no matrix gets an adapter and nothing would be trained; offer ranks "
     "above 0, such as --ranks 2,4,8,16,32, or give a larger budget"
 )
-ADAPTER_BYTES = 2  # per number: adapters and trained heads train in fp32 and are saved in bf16
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,11 @@ class Sizes:
         return stored + ADAPTER_BYTES * rank * sum(matrix.shape)
 
     def of_config(self, config: Config) -> int:
-        """Return the bytes of the whole model in the formats and initial ranks of ``config``."""
+        """Return the bytes of the whole model in the formats of ``config``, with the ranks that remain."""
         blocks = [matrix for matrix in self.outline.matrices if matrix.adaptable]
-        bits, ranks = config.precision.assign_formats(self.outline.matrices), config.rank.assign_ranks(blocks)
-        adapters = sum(
-            config.rank.stored_numbers(self.matrices[name].shape, rank) for name, rank in ranks.items()
-        )
+        bits = config.precision.assign_formats(self.outline.matrices)
         weights = sum(self.of_matrix(name, bits[name], 0) for name in self.matrices)
-        return self.fixed + weights + ADAPTER_BYTES * adapters
+        return self.fixed + weights + adapter_bytes(config.rank, blocks)
 
 
 def sizes_of(spec: RunSpec) -> Sizes:

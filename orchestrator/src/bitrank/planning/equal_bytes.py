@@ -23,9 +23,9 @@ from typing import Any
 from bitrank_quant import Float, Format, QuantError, WeightMatrix, parse_format
 
 from bitrank.errors import UserError
-from bitrank.planning.budget import ADAPTER_BYTES, Sizes
+from bitrank.planning.budget import Sizes
+from bitrank.planning.kept_ranks import adapter_bytes, kept_ranks
 from bitrank.spec.config import Config
-from bitrank.spec.pruned_rules import PrunedRank, ReducedRank
 from bitrank.spec.rule_interface import Formats, RankRule, Ranks
 from bitrank.spec.rules import GivenBits, GivenRanks
 
@@ -137,21 +137,23 @@ def _with_rank(
     The first value is None if the least rank does not fit. ``nbytes`` is that of the adapters alone.
     """
     own = _own_rank(rule)
-    if own is None or _adapters(rule, blocks) == _adapters(_resized(rule, own + 1), blocks):
-        nbytes = _adapters(rule, blocks)  # the rank changes no byte, so it stays
-        return (Fitted(bits, {}, _kept_ranks(rule, blocks), nbytes) if nbytes <= left else None), nbytes
+    if own is None or adapter_bytes(rule, blocks) == adapter_bytes(_resized(rule, own + 1), blocks):
+        nbytes = adapter_bytes(rule, blocks)  # the rank changes no byte, so it stays
+        return (Fitted(bits, {}, kept_ranks(rule, blocks), nbytes) if nbytes <= left else None), nbytes
     largest = max(own, min(min(matrix.shape) for matrix in blocks) * own // _first_rank(rule))
     low = min(LEAST_RANK, own)
-    least = _adapters(_resized(rule, low), blocks)
+    least = adapter_bytes(_resized(rule, low), blocks)
     if least > left:
         return None, least
     while low < largest:  # bisection: bytes grow with the rank
         middle = (low + largest + 1) // 2
         low, largest = (
-            (middle, largest) if _adapters(_resized(rule, middle), blocks) <= left else (low, middle - 1)
+            (middle, largest) if adapter_bytes(_resized(rule, middle), blocks) <= left else (low, middle - 1)
         )
     chosen = _resized(rule, low)
-    return Fitted(bits, _changed(rule, chosen), _kept_ranks(chosen, blocks), _adapters(chosen, blocks)), least
+    return Fitted(
+        bits, _changed(rule, chosen), kept_ranks(chosen, blocks), adapter_bytes(chosen, blocks)
+    ), least
 
 
 def _rank_fields(rule: RankRule) -> dict[str, Any]:
@@ -195,22 +197,6 @@ def _resized(rule: RankRule, rank: int) -> RankRule:
     if "init_r" in changed:  # pruning needs a rank to prune, also from rank 1
         changed["init_r"] = max(changed["init_r"], changed["target_r"] + 1)
     return replace(rule, **changed)  # type: ignore[type-var]
-
-
-def _kept_ranks(rule: RankRule, blocks: Sequence[WeightMatrix]) -> Ranks:
-    """Ranks at the end of training; a mean for rules that prune."""
-    if isinstance(rule, PrunedRank):
-        return {name: rule.target_r if rank else 0 for name, rank in rule.assign_ranks(blocks).items()}
-    if isinstance(rule, ReducedRank):
-        return {matrix.name: min(rule.rank, *matrix.shape) for matrix in blocks}
-    return rule.assign_ranks(blocks)
-
-
-def _adapters(rule: RankRule, blocks: Sequence[WeightMatrix]) -> int:
-    """Bytes of the adapters at the end of training."""
-    shapes = {matrix.name: matrix.shape for matrix in blocks}
-    kept = _kept_ranks(rule, blocks)
-    return ADAPTER_BYTES * sum(rule.stored_numbers(shapes[name], rank) for name, rank in kept.items())
 
 
 def _named(bits: Formats) -> str:

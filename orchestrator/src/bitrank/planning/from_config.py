@@ -14,8 +14,9 @@ from bitrank_trainer import DTYPES
 from bitrank.errors import UserError
 from bitrank.forecast.model_shapes import model_shapes
 from bitrank.forecast.repeated_blocks import Choice, step_bytes
-from bitrank.planning.budget import ADAPTER_BYTES, NOTHING_TRAINS, Sizes, parse_budget
+from bitrank.planning.budget import NOTHING_TRAINS, Sizes, parse_budget
 from bitrank.planning.costs import Choices
+from bitrank.planning.kept_ranks import ADAPTER_BYTES
 from bitrank.planning.make_plan import PlanRequest, check_planner, match_pins
 from bitrank.planning.planners import PLANNERS, plan_by
 from bitrank.planning.prior import prior_costs

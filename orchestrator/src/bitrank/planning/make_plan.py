@@ -86,7 +86,7 @@ def make_plan(
     the budget.
     """
     check_planner(request.planner, ties_for(request.runtime, request.ties))
-    learning_cost(request.learning)
+    _check_learning(request)
     pin_threads(spec.threads)
     sizes = sizes_of(spec)
     parse_budget(request.budget, sizes)  # an invalid one is an error before the measurement
@@ -146,6 +146,16 @@ def check_planner(name: str, ties: Sequence[str] = ()) -> None:
         raise UserError(f"the planner {name!r} cannot tie formats; use one of {', '.join(able)}")
 
 
+def _check_learning(request: PlanRequest) -> None:
+    """Raise :class:`UserError` if the planner would ignore the requested cost of learning."""
+    if learning_cost(request.learning).trains and not by_cost(request.planner):
+        able = ", ".join(name for name in planner_names() if by_cost(name))
+        raise UserError(
+            f"the planner {request.planner!r} does not minimise predicted loss, so the costs of learning "
+            f"{request.learning!r} would change nothing; use one of {able}, or leave out --learning"
+        )
+
+
 def _check_trainable(plan: Plan, sizes: Sizes) -> None:
     """Raise :class:`UserError` for a plan with rank 0 everywhere, unless the model has a new head to
     train."""
@@ -178,12 +188,15 @@ def _journal(problem: Problem, spec: RunSpec, request: PlanRequest) -> Path:
 def match_pins(pins: Pins, names: list[str]) -> dict[str, tuple[str | None, int | None]]:
     """Return pins by full matrix name; a pin applies to every matrix whose name contains its key.
 
-    Raises :class:`UserError` if a key matches no matrix.
+    Of two pins for a matrix, the later one replaces what it gives itself: a format, a rank, or both. Raises
+    :class:`UserError` if a key matches no matrix.
     """
     whole: dict[str, tuple[str | None, int | None]] = {}
-    for part, choice in pins.items():
+    for part, (fmt, rank) in pins.items():
         hits = [name for name in names if part in name]
         if not hits:
             raise UserError(f"no matrix has {part!r} in its name; names look like {', '.join(names[:3])}")
-        whole |= dict.fromkeys(hits, choice)
+        for name in hits:
+            before = whole.get(name, (None, None))
+            whole[name] = (before[0] if fmt is None else fmt, before[1] if rank is None else rank)
     return whole

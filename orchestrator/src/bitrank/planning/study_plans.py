@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -23,12 +22,12 @@ from bitrank.planning.planned_arms import request_from_spec
 from bitrank.planning.planner_studies import PlannerStudy
 from bitrank.planning.planners import planner_names
 from bitrank.planning.study_arms import STUDY_ARMS, StudyArm, find_study_arm
+from bitrank.planning.study_plan_place import plan_dependencies, plan_path
 from bitrank.process.worker import begin_worker
 from bitrank.spec.configs import CONFIGS, PLAN_QUANTIZER, Config, PlannedArm
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.plan_file import plan_data, read_plan, save_plan
 from bitrank.spec.profiles import Profile
-from bitrank.spec.provenance import code_hash
 from bitrank.spec.run_spec import RunSpec
 from bitrank.spec.task_kinds import task_kind
 
@@ -88,7 +87,8 @@ def study_specs(
         if isinstance(path, Path):
             result.append(make_spec(profile, "", task, {**overrides, "plan": str(path)}))
         else:
-            left_out.append({"arm": arm, "budget": budget, "task": task, "reason": path})
+            name = measured[task].task_name
+            left_out.append({"arm": arm, "budget": budget, "task": name, "reason": path})
     result += [make_spec(profile, config, task, overrides) for task in tasks for config in study.configs]
     return StudyRuns([replace(spec, seed=seed) for seed in study.seeds for spec in result], left_out)
 
@@ -130,14 +130,14 @@ def _planned(
     folder: Path,
 ) -> Path | str:
     """Return the path of the arm's plan, or the reason why there is none."""
-    path = folder / task / f"{arm}-{budget.lstrip('=')}.json"
     spec = make_spec(profile, "B-FP", task, overrides)
     planning = _planning_spec(profile, task, overrides)
-    made_for = _made_for(planning, study, arm, budget)
+    path = plan_path(folder, spec, arm, budget)
+    made_for = plan_dependencies(planning, study, arm, budget, overrides)
     if path.exists() and read_plan(path).get("made_for") == made_for:
         return path
     try:
-        data = _fitted_data(spec, arm, budget) or _planned_data(planning, study, arm, budget)
+        data = _fitted_data(spec, arm, budget) or _planned_data(planning, study, arm, budget, overrides)
     except ValueError as error:
         return f"no plan: {error}"
     data["made_for"] = made_for
@@ -146,12 +146,17 @@ def _planned(
     return path
 
 
-def _planned_data(spec: RunSpec, study: PlannerStudy, arm: str, budget: str) -> dict[str, Any]:
-    """Return the data of the plan of a planner, of a planned config or of an entry of ``STUDY_ARMS``."""
+def _planned_data(
+    spec: RunSpec, study: PlannerStudy, arm: str, budget: str, overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the data of the plan of a planner, of a planned config or of an entry of ``STUDY_ARMS``.
+
+    A quantizer in ``overrides`` replaces that of the arm: the plan is made for the codes of its runs.
+    """
     planned = CONFIGS.get(arm)
     if isinstance(planned, PlannedArm):
         entry = StudyArm(planned.about, (planned.planner,), planned.init)
-        spec = replace(spec, init=planned.init, quantizer=planned.quantizer)
+        spec = replace(spec, init=planned.init, quantizer=overrides.get("quantizer", planned.quantizer))
         request = request_from_spec(replace(spec, arm=planned.as_data()))
         result = make_plan(spec, replace(request, budget=budget))
         choosing = result.choosing
@@ -211,25 +216,13 @@ def _best_of(entry: StudyArm, spec: RunSpec, study: PlannerStudy, budget: str) -
     return best, sum(result.choosing for result in results)
 
 
-def _made_for(spec: RunSpec, study: PlannerStudy, arm: str, budget: str) -> str:
-    """Return a hash of everything that a plan depends on.
+def longer_cells(specs: Sequence[RunSpec], study: PlannerStudy) -> dict[Cell, str]:
+    """Return config and task → path of the plan whose planning seconds are spent on its training.
 
-    A plan for other data, or made by other code, has a different hash and is not reused.
-    """
-    code = code_hash("bitrank.planning.make_plan", "bitrank.planning.equal_bytes")
-    config = CONFIGS.get(arm)
-    rules = "" if config is None else json.dumps(config.as_data(), sort_keys=True)
-    parts = (spec.spec_id, arm, budget, str(study.evaluations), str(study.tries), code, rules)
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-def longer_cells(specs: Sequence[RunSpec], study: PlannerStudy) -> dict[str, str]:
-    """Return config → path of the plan whose planning seconds are spent on its training.
-
-    Configs that train as long as usual are left out. Raises :class:`UserError` if the other plan does not
+    Cells that train as long as usual are left out. Raises :class:`UserError` if the other plan does not
     exist, or the task is trained by epochs.
     """
-    longer = {}
+    longer: dict[Cell, str] = {}
     for spec in specs:
         for arm, budget in ((arm, budget) for arm in study.arms for budget in study.budgets):
             other = find_study_arm(arm).longer_by
@@ -246,7 +239,7 @@ def longer_cells(specs: Sequence[RunSpec], study: PlannerStudy) -> dict[str, str
                     f"{spec.config} needs a number of steps to add to, and {spec.task_name} trains by "
                     "epochs; give --set steps=…"
                 )
-            longer[spec.config] = str(path)
+            longer[cell_of(spec)] = str(path)
     return longer
 
 

@@ -17,6 +17,7 @@ from bitrank_data import flush, write_atomically
 from filelock import FileLock, Timeout
 
 RESULT, DIGESTS, ADAPTER, LOCK = "result.json", "digests.json", "adapter", ".lock"
+_CODE = "code.txt"  # the id of the code that made the files of a run
 REQUESTED_PLAN = (
     "requested_plan.json"  # the plan of a planned arm, written before the training process starts
 )
@@ -29,6 +30,19 @@ _SEALED = (
     "predictions.parquet",
     "continuations.json",
 )
+
+
+def write_code(folder: Path, code: str) -> None:
+    """Record ``code``, the id of the code that makes the files in ``folder``."""
+    write_atomically(folder / _CODE, code)
+
+
+def is_of_code(folder: Path, code: str) -> bool:
+    """Return whether the code of this id made the files in ``folder``; false if the id was not recorded."""
+    try:
+        return (folder / _CODE).read_text(encoding="utf-8") == code
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def seal(folder: Path, result: Mapping[str, Any]) -> None:

@@ -34,5 +34,6 @@ def past_checkpoints(path: Path) -> set[int]:
 
 
 def past_peak(path: Path, key: str) -> float:
-    peaks = [event["live"][key] for event in read_events(path) if "live" in event]
+    """The largest value that the events of earlier attempts have of ``key``; 0 without any."""
+    peaks = [event["live"].get(key, 0.0) for event in read_events(path) if "live" in event]
     return float(np.max(peaks, initial=0.0))

@@ -38,14 +38,15 @@ class Samples:
     """Texts of a run, for reading and for evaluation.
 
     ``columns`` have one value per sequence and become columns of the predictions table. ``continuations`` has
-    rows with the keys ``prompt`` and ``continuation``. ``figures`` are metrics over all texts, and
-    ``tokens_per_second`` the speed of generation. Each may be empty.
+    rows with the keys ``prompt`` and ``continuation``. ``figures`` are metrics over all texts.
+    ``tokens_per_second`` is the speed of generation, and ``seconds`` its duration. Each may be empty.
     """
 
     columns: dict[str, list[Any]] = field(default_factory=dict)
     continuations: list[dict[str, str]] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
     tokens_per_second: float | None = None
+    seconds: float | None = None
 
     def __or__(self, other: Samples) -> Samples:
         return Samples(
@@ -53,6 +54,7 @@ class Samples:
             [*self.continuations, *other.continuations],
             self.figures | other.figures,
             other.tokens_per_second or self.tokens_per_second,
+            other.seconds or self.seconds,
         )
 
 
@@ -100,6 +102,7 @@ def scored_texts(
         columns={**columns, **scored.columns},
         figures=scored.figures,
         tokens_per_second=made.tokens / made.seconds,
+        seconds=made.seconds,
     )
 
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bitrank.process.cores import usable_cores
+from bitrank.process.lifetime import parent_environment
 
 _POLL = 0.05  # seconds
 
@@ -50,7 +51,7 @@ def failure_path(folder: Path, rank: int) -> Path:
 def _start(folder: Path, rank: int, count: int, rendezvous_file: Path) -> subprocess.Popen[bytes]:
     failure_path(folder, rank).unlink(missing_ok=True)
     command = [sys.executable, "-m", "bitrank.run", str(folder), str(rank), str(count), str(rendezvous_file)]
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=_environment(count))
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=_environment(count) | parent_environment())
 
 
 def _environment(count: int) -> dict[str, str]:

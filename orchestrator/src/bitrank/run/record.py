@@ -63,6 +63,7 @@ class Record:
         self._ranks_over_time: dict[int, dict[str, int]] = past_ranks(folder / "events.jsonl")
         self._device, self._dtype = "cpu", torch.float32
         self._device_peak = past_peak(folder / "events.jsonl", "device_mib")
+        self._earlier_s = past_peak(folder / "events.jsonl", "total_s")  # of interrupted attempts
 
     @property
     def processes(self) -> Processes:
@@ -75,7 +76,7 @@ class Record:
             self._ranks_over_time[event["step"]] = event["ranks"]  # type: ignore[index,assignment]
         # Sampled at every event: MPS reports the current allocation and no peak.
         self._device_peak = max(self._device_peak, device_memory_mib(self._device))
-        live = {"peak_mib": peak_memory_mib(), "device_mib": self._device_peak}
+        live = {"peak_mib": peak_memory_mib(), "device_mib": self._device_peak, "total_s": self._total_s}
         self._events.write(json.dumps({**event, "time_ms": int(time.time() * 1000), "live": live}) + "\n")
         self._events.flush()
         # Events reach the disk before the checkpoint of the same step: after a power cut, a resumed run must
@@ -85,6 +86,11 @@ class Record:
             step = event["step"]
             gap = f"events.jsonl ends before step {step}, where training continues: the curves have a gap"
             self.emit(notice("missing_events", gap))
+
+    @property
+    def _total_s(self) -> float:
+        """Seconds of this process and of earlier ones of the run, each to its last event."""
+        return self._earlier_s + time.time() - psutil.Process().create_time()
 
     def phase(self, name: str) -> None:
         self.emit({"event": "phase", "phase": name})
@@ -225,8 +231,11 @@ class Record:
         self._result |= {
             # Speed of generated tokens if the kind of task generates, else of evaluated ones.
             "speed/infer_tok_s": samples.tokens_per_second or final.tokens_per_second,
+            "speed/eval_tok_s": final.tokens_per_second,
             "time/eval_s": final.seconds,
         }
+        if samples.seconds is not None:
+            self._result["time/generate_s"] = samples.seconds
 
     def finish(self, ranks: dict[str, int], adapter_bytes: int, device: str) -> None:
         """Write ranks and figures. ``result.json`` is written last and marks a complete run."""
@@ -239,7 +248,7 @@ class Record:
             "lora/mib": adapter_bytes / MIB,
             "lora/rank_mean": sum(ranks.values()) / max(len(ranks), 1),
             **self._memory(device),
-            "time/total_s": time.time() - psutil.Process().create_time(),
+            "time/total_s": self._total_s,
         }
         self._close()
 

@@ -30,6 +30,7 @@ _OF_THE_RUN = {
     "eval_every",
     "checkpoint_every",
     "test_windows",
+    "tested",
     "memory_limit",
     "processes",
     "shard",
