@@ -130,6 +130,31 @@ def test_speed_is_compared_on_the_device_of_the_hypothesis(
     assert (decided.finding, decided.reason) == (finding, reason)
 
 
+@pytest.mark.parametrize("missing", ["B-FP", "B-Q4", "Joint-1", "Joint-2"])
+def test_one_missing_speed_leaves_the_order_of_speeds_untested(missing: str) -> None:
+    speeds = {"B-FP": 100.0, "B-Q4": 50.0, "Joint-1": 40.0, "Joint-2": 30.0, missing: float("nan")}
+    arms = pd.DataFrame(list(speeds.items()), columns=["config", "train_tok_s"])
+    measured = Results("acc", arms, pd.DataFrame(), pd.DataFrame(), frozenset({"mps"}))
+    decided = FastestOn("mps", "B-FP", ("B-Q4", "Joint-1", "Joint-2"))(measured)
+    assert (decided.finding, decided.reason) == (NOT_TESTED, "the speed of training was not measured")
+
+
+@pytest.mark.parametrize("missing", ["B-Q4", "Joint-2"])
+def test_one_missing_memory_leaves_the_memory_untested(missing: str) -> None:
+    peaks = {"B-Q4": 100.0, **dict.fromkeys(JOINT, 100.0), missing: float("nan")}
+    arms = pd.DataFrame(list(peaks.items()), columns=["config", "peak_mib"]).assign(trainable_percent=0.1)
+    measured = Results("acc", arms, pd.DataFrame(), pd.DataFrame(), frozenset({"cpu"}))
+    decided = MemoryAndTrainedShare(JOINT, "B-Q4", below=0.15)(measured)
+    assert (decided.finding, decided.reason) == (NOT_TESTED, "memory or trained shares were not measured")
+
+
+def test_unmeasured_adapter_parameters_are_named_instead_of_a_ratio() -> None:
+    found = results(BETTER, ("B-Ada", "B-FP"))
+    found.arms["adapter_mib"] = [float("nan"), 1.0]
+    reason = HYPOTHESES["H2"].test(found).reason
+    assert reason == "it is better than B-FP; its adapter parameters were not measured"
+
+
 def test_table_of_report_and_paper_has_every_hypothesis_and_none_without_a_tested_one(
     maker: Any, tmp_path: Path
 ) -> None:

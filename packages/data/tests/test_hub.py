@@ -60,6 +60,15 @@ def test_articles_start_at_level_one_headings() -> None:
     ]
 
 
+@pytest.mark.parametrize("title", ["M", "7", "Öl", "a = b"])
+def test_titles_of_any_length_start_an_article(title: str) -> None:
+    lines = [" = Alpha = \n", "text\n", f" = {title} = \n", "more\n", " = = Plot = = \n"]
+    assert [example.text for example in wikitext_articles(lines, "test")] == [
+        "= Alpha = \ntext",
+        f"= {title} = \nmore\n = = Plot = =",
+    ]
+
+
 def test_missing_columns_and_folders_raise_data_error(tmp_path, sst2) -> None:
     with pytest.raises(DataError, match="needs the column 'text'"):
         open_task("wikitext2", str(sst2)).load()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -28,7 +29,9 @@ from bitrank_data import (
 )
 from bitrank_data.columns import layout_of
 from bitrank_data.examples import PairExample
+from bitrank_data.kinds import encode_texts
 from bitrank_data.layouts import Naming
+from tokenizers import processors
 
 LONG_WORD = 4
 
@@ -105,6 +108,38 @@ def test_columns_of_no_kind_are_refused_with_those_of_every_kind() -> None:
     expected = r"no column 'text'; found prompt\. Expected text \+ label or .*instruction \+ output"
     with pytest.raises(DataError, match=expected):
         layout_of(["prompt"], Naming())
+
+
+@pytest.fixture
+def around_pairs(tokenizer: Any) -> Any:
+    """The word tokenizer with one token before, one after and two between the texts of a pair."""
+    made = copy.deepcopy(tokenizer)
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="the $A is", pair="the $A is is $B is", special_tokens=[("the", 2), ("is", 3)]
+    )
+    assert made("good", "film")["input_ids"] == [2, *tokenizer("good is is film is")["input_ids"]]
+    return made
+
+
+def test_a_pair_without_text_tokens_has_no_sequence(around_pairs: Any) -> None:
+    examples = [PairExample("1", " ", 0, pair=" "), PairExample("2", "good", 0, pair=" ")]
+    pieces, cut = encode_texts(examples, around_pairs, Cutting(8, before=(2,), after=(3,)))
+    assert [len(of_example) for of_example in pieces] == [0, 1] and cut == 0
+
+
+@pytest.mark.parametrize("max_length", [3, 4])
+def test_a_length_without_room_beside_the_special_tokens_of_pairs_is_refused(
+    around_pairs: Any, max_length: int
+) -> None:
+    pairs = [PairExample("1", "good film", 0, pair="bad plot")]
+    cutting = Cutting(max_length, before=(2,), after=(3,))
+    expected = (
+        f"max_length {max_length} leaves no token for text beside the 4 special tokens of a pair; give 5"
+    )
+    with pytest.raises(DataError, match=expected):
+        encode_texts(pairs, around_pairs, cutting)
+    (pieces,), _ = encode_texts(pairs, around_pairs, replace(cutting, max_length=5))
+    assert len(pieces[0].tokens) == 5
 
 
 def test_pairs_are_encoded_together_and_the_longer_text_is_cut_first(tokenizer: Any) -> None:

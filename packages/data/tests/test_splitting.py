@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bitrank_data import DataError, Texts, open_task
+from bitrank_data import DataError, PairExample, Texts, open_task
 from bitrank_data.splitting import Keyed, key_digest, split_by_text, text_key
 from hypothesis import given
 from hypothesis import strategies as st
@@ -97,6 +97,29 @@ def test_texts_are_equal_after_unicode_case_and_space_normalization() -> None:
     assert text_key("  Stra\u00dfe\u00a0 \n A") == text_key("STRASSE a")
     assert text_key("e\u0301") == text_key("\u00e9")
     assert text_key("a b") != text_key("ab")
+
+
+def test_white_space_at_the_ends_of_a_part_does_not_make_another_text() -> None:
+    pair = PairExample("1", "What is it?", 0, pair="A dog").key
+    assert text_key(pair) == "what is it?\0a dog"
+    for first, second in (("What is it? ", "A dog"), ("What is it?", " A dog"), ("\nWhat is it?", "A dog\t")):
+        assert key_digest(PairExample("2", first, 0, pair=second).key) == key_digest(pair)
+    assert text_key(PairExample("3", "What", 0, pair="is it? A dog").key) != text_key(pair)
+
+
+def test_prompts_that_differ_by_a_last_space_are_in_one_split(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"question {n}:{end}", "completion": f"answer {n}"} for n in range(60) for end in ("", " ")
+    ]
+    texts = load(tmp_path / "x.jsonl", rows)
+    prompts = {split: {text_key(e.turns[0].content) for e in part} for split, part in texts.splits.items()}
+    assert {split: len(found) for split, found in prompts.items()} == {
+        "train": 48,
+        "validation": 6,
+        "test": 6,
+    }
+    assert not prompts["train"] & (prompts["validation"] | prompts["test"])
+    assert texts.report.counts["repeated_rows"] == 60
 
 
 def test_copies_of_training_texts_are_not_in_test(tmp_path: Path) -> None:

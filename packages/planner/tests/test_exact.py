@@ -62,14 +62,14 @@ def agrees_with_brute_force(problem: Problem) -> bool:
         (plan.nbytes for plan in every_plan(problem) if limit is None or plan.trainable <= limit),
         default=None,
     )
-    if smallest is None and problem.smallest <= problem.budget:
+    if smallest is None:
         with pytest.raises(PlanError, match=f"at most {limit:,} trainable numbers are allowed"):
             exact(problem)
         return True
     if smallest is None or smallest > problem.budget:
         with pytest.raises(Infeasible) as error:
             exact(problem)
-        return error.value.smallest == (problem.smallest if problem.smallest > problem.budget else smallest)
+        return error.value.smallest == smallest
     plan = exact(problem)
     return problem.fits(plan) and plan == problem.plan(plan.choices, "exact") and is_best(plan, problem)
 
@@ -108,24 +108,31 @@ def test_exact_equals_brute_force_with_pinned_choices(problem, data):
 def test_smallest_budget_in_the_error_is_feasible_and_minimal(problem):
     least_trained = sum(min(option.trainable for option in item.options) for item in problem.items)
     assume(problem.max_trainable is None or least_trained <= problem.max_trainable)
-    smallest, reduced = None, problem
-    # Two iterations at most: the first error considers bytes alone, the second both limits.
-    while smallest is None or reduced.budget < smallest:
-        reduced = replace(problem, budget=problem.smallest - 1 if smallest is None else smallest - 1)
-        with pytest.raises(Infeasible) as error:
-            exact(reduced)
-        smallest = error.value.smallest
-        try:
-            plan = exact(replace(problem, budget=smallest))
-            break
-        except Infeasible as again:
-            assert problem.max_trainable is not None
-            smallest = again.smallest
-            plan = exact(replace(problem, budget=smallest))
-    assert plan.nbytes == smallest
+    with pytest.raises(Infeasible) as error:
+        exact(replace(problem, budget=problem.smallest - 1))
+    smallest = error.value.smallest
+    assert exact(replace(problem, budget=smallest)).nbytes == smallest
     with pytest.raises(Infeasible) as error:
         exact(replace(problem, budget=smallest - 1))
-    assert error.value.smallest == smallest or problem.max_trainable is not None
+    assert error.value.smallest == smallest
+
+
+def test_below_every_size_the_error_still_keeps_the_limit_on_trainable_numbers() -> None:
+    """The smallest option, of 5 bytes, trains 9 numbers; under a limit of 3 the smallest takes 8."""
+    options = (Option("int2", 4, 5, 2.0, 9), Option("int4", 1, 8, 1.0, 3))
+    problem = Problem((Item("a", options),), 4, max_trainable=3)
+    with pytest.raises(Infeasible, match=r"the smallest takes 8\. Give 8 or more, or offer smaller") as error:
+        exact(problem)
+    assert error.value.smallest == 8
+    with pytest.raises(Infeasible, match=r"Give 8 or more, or allow more trainable numbers"):
+        exact(replace(problem, budget=7))
+
+
+def test_below_every_size_a_limit_that_no_plan_meets_is_the_error() -> None:
+    item = Item("a", (Option("int2", 4, 5, 2.0, 9), Option("int4", 1, 8, 1.0, 3)))
+    with pytest.raises(PlanError, match="at most 2 trainable numbers are allowed, every plan has 3") as error:
+        exact(Problem((item,), 4, max_trainable=2))
+    assert not isinstance(error.value, Infeasible)
 
 
 @settings(max_examples=40, deadline=None)

@@ -7,6 +7,7 @@ corrected comparisons, the front and the costs of :class:`Results`. One seed dec
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -96,14 +97,16 @@ class Compared:
             finding = CONFIRMED if row.verdict == self.confirmed_by else NOT_CONFIRMED
             reason = f"it is {_IS[row.verdict]} {self.baseline}"
         if self.parameters:
-            reason += f"; it ends with {self._share(results):.2f} times the adapter parameters"
+            reason += f"; {self._share(results)}"
         compared = f"{self.candidate} against {self.baseline}"
         result = phrasing.difference(row.difference, row.low, row.high, row.p_holm, results.metric)
         return Finding(finding, reason, compared, result)
 
-    def _share(self, results: Results) -> float:
+    def _share(self, results: Results) -> str:
         ours, theirs = (float(results.arm(name)["adapter_mib"]) for name in (self.candidate, self.baseline))
-        return ours / theirs
+        if math.isnan(ours) or math.isnan(theirs):
+            return "its adapter parameters were not measured"
+        return f"it ends with {ours / theirs:.2f} times the adapter parameters"
 
 
 @dataclass(frozen=True)
@@ -142,12 +145,13 @@ class MemoryAndTrainedShare:
     below: float
 
     def __call__(self, results: Results) -> Finding:
-        reason = results.has(*self.arms, self.baseline)
+        if reason := results.has(*self.arms, self.baseline):
+            return Finding(NOT_TESTED, reason)
         rows = results.arms[results.arms["config"].isin(self.arms)]
-        measured = rows[["peak_mib", "trainable_percent"]].notna().all(axis=None)
-        if reason or not measured:
-            return Finding(NOT_TESTED, reason or "memory or trained shares were not measured")
-        ratios = rows["peak_mib"] / float(results.arm(self.baseline)["peak_mib"])
+        reference = float(results.arm(self.baseline)["peak_mib"])
+        if math.isnan(reference) or rows[["peak_mib", "trainable_percent"]].isna().any(axis=None):
+            return Finding(NOT_TESTED, "memory or trained shares were not measured")
+        ratios = rows["peak_mib"] / reference
         farthest = ratios.loc[(ratios - 1).abs().idxmax()]
         low, high = rows["trainable_percent"].min(), rows["trainable_percent"].max()
         reasons = []
@@ -179,9 +183,10 @@ class FastestOn:
             return Finding(NOT_TESTED, reason)
         ours = float(results.arm(self.arm)["train_tok_s"])
         ratios = {name: ours / float(results.arm(name)["train_tok_s"]) for name in self.others}
-        slowest = min(ratios.values())
-        if slowest != slowest:
+        # `min` returns a number or NaN, depending on their order.
+        if any(map(math.isnan, ratios.values())):
             return Finding(NOT_TESTED, "the speed of training was not measured")
+        slowest = min(ratios.values())
         faster = [name for name, ratio in ratios.items() if ratio <= 1]
         return Finding(
             NOT_CONFIRMED if faster else CONFIRMED,

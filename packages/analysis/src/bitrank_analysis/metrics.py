@@ -101,6 +101,10 @@ class Metric:
         """The metric from a mean over examples."""
         return float(np.exp(mean)) if self.is_log else mean
 
+    def over_runs(self, values: pd.Series) -> float:
+        """The mean of the metric over runs: of a perplexity the geometric one, as of its logarithms."""
+        return self.of_mean(float((np.log(values) if self.is_log else values).mean()))
+
     def change(self, difference: float) -> float:
         """A difference of means in reported units: a log ratio in percent, else ``factor`` · difference."""
         return 100 * math.expm1(difference) if self.is_log else self.factor * difference

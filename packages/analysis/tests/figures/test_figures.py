@@ -15,9 +15,11 @@ from bitrank_analysis import AnalysisError, load_study, open_store
 from bitrank_analysis.evidence import Evidence, gather
 from bitrank_analysis.figures import FIGURES, Figure, draw_all, save, spec, style
 from bitrank_analysis.figures.memory import memory_parts
+from bitrank_analysis.figures.ranks import final_ranks
 from bitrank_analysis.figures.save import svg
 from bitrank_analysis.figures.theme import side_by_side
 from bitrank_analysis.statistics.verdicts import DIFFERS
+from bitrank_analysis.tables import tables
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -145,6 +147,24 @@ def test_ranks_that_change_after_the_recorded_steps_are_drawn(evidence: dict[str
     for name in ("rank-time", "rank-layers"):
         with pytest.raises(AnalysisError, match="expected ranks of matrices in numbered layers, got none"):
             FIGURES[name](unnumbered)
+
+
+def test_matrices_planned_without_an_adapter_count_as_rank_zero(evidence: dict[str, Evidence]) -> None:
+    """The attention outputs of a plan have rank 0, and its runs record the ranks of adapters only."""
+    task, name = evidence["movies"], "Joint-3"
+    plans, ranks = task.plans.copy(), task.ranks
+    plans.loc[(plans["config"] == name) & (plans["module"] == "o"), "rank"] = 0
+    recorded = ranks[~((ranks["config"] == name) & (ranks["module"] == "o"))]
+    changed = replace(task, plans=plans, ranks=recorded)
+    of_arm = final_ranks(changed).query("config == @name and layer == 0 and seed == 0")
+    assert dict(zip(of_arm["module"], of_arm["rank"], strict=True)) == {
+        "q": 6, "k": 6, "v": 6, "o": 0, "up": 10, "down": 10,
+    }  # fmt: skip
+    assert len(final_ranks(changed)) == len(final_ranks(task))
+    table = next(table for table in tables(changed) if table.name == "ranks-movies")
+    assert table.shown[name].tolist() == ["6.3 (0–10)"] * 4
+    unread = replace(changed, ranks=recorded[recorded["config"] != name])
+    assert name not in set(final_ranks(unread)["config"]), "ranks of a run without a record are not known"
 
 
 def test_equal_plans_share_a_panel(evidence: dict[str, Evidence]) -> None:

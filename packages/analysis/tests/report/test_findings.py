@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 from bitrank_analysis import load_study, open_store
 from bitrank_analysis.report import Finding, collect, findings
+from bitrank_analysis.report.findings import dominated
+from bitrank_analysis.statistics.verdicts import BETTER, DIFFERS, WORSE
 from studies import ARMS, add_study
 
 
@@ -42,6 +46,26 @@ def test_an_arm_that_is_worse_in_more_bytes_is_a_surprise(
     assert surprise.text.startswith("On wiki, Plan-low is better than B-FP by ")
     assert "fewer stored bytes" in surprise.text
     assert "B-Q4" not in surprise.text, "a better arm in more bytes is no surprise"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "candidate", "baseline", "difference", "ending"),
+    [
+        (BETTER, "small", "large", 0.05, "."),
+        (WORSE, "large", "small", -0.05, "."),
+        (DIFFERS, "large", "small", -0.05, " (one seed)."),
+    ],
+)
+def test_a_surprise_does_not_depend_on_which_arm_is_the_baseline(
+    verdict: str, candidate: str, baseline: str, difference: float, ending: str
+) -> None:
+    arms = pd.DataFrame({"config": ["large", "small"], "stored_mib": [400.0, 100.0]})
+    row = {"verdict": verdict, "candidate": candidate, "baseline": baseline, "difference": difference}
+    task: Any = SimpleNamespace(
+        task="sst2", metric="acc", higher_is_better=True, arms=arms, comparisons=pd.DataFrame([row])
+    )
+    expected = "On sst2, small is better than large by 5.00 points of accuracy in 75 % fewer stored bytes"
+    assert dominated(task) == [f"{expected}{ending}"]
 
 
 def test_a_failed_run_is_a_finding_and_an_absent_one_is_not(maker: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pandas as pd
 import pytest
 from bitrank_analysis import load_study, open_store
 from bitrank_analysis.errors import AnalysisError
+from bitrank_analysis.evidence import gather
+from bitrank_analysis.figures import FIGURES
 from bitrank_analysis.figures.difference_bytes import difference_bytes
 from bitrank_analysis.report.planners import arms_table, planner_sentences, planners_report
 from bitrank_analysis.statistics.compare import compare
@@ -181,6 +184,34 @@ def test_arms_and_references_may_have_hyphens(store: Path) -> None:
     drawn = difference_bytes(frame, "movies").chart.to_dict()["datasets"]
     (rows,) = [data for data in drawn.values() if "arm" in data[0]]
     assert {row["arm"] for row in rows} == {"B-Q4", "QA-LoRA-Q4"}
+
+
+def test_a_reference_may_be_the_beginning_of_the_others(store: Path) -> None:
+    study = load_study(open_store(str(store)), "bitrank-test")
+    frame = arms_table(study, "movies", REFERENCES, planning_costs(store))
+    for column in ("config", "baseline"):
+        frame[column] = frame[column].replace("-4bits", "", regex=True)
+    drawn = difference_bytes(frame, "movies").chart.to_dict()["datasets"]
+    (rows,) = [data for data in drawn.values() if "arm" in data[0]]
+    assert [row["arm"] for row in rows].count("greedy") == 2 and {row["arm"] for row in rows} == {
+        "greedy",
+        "random",
+    }
+
+
+def test_perplexities_are_averaged_as_their_logarithms(maker: Any, tmp_path: Path) -> None:
+    """Perplexities of 4 and 16 have the mean 8, and 2 and 32 before training too."""
+    for seed, (ends, begins) in enumerate([(4.0, 2.0), (16.0, 32.0)]):
+        rows = {"id": [f"doc-{n}" for n in range(8)], "tokens": [10] * 8, "loss": [10 * math.log(ends)] * 8}
+        metrics = {"eval/ppl": ends, "zero/ppl": begins, "model/mib": 10.0, "lora/mib": 1.0}
+        maker.run("exact", task="wiki", seed=seed, metrics=metrics, predictions={**rows, "right": [0] * 8})
+    study = load_study(open_store(str(tmp_path)))
+    seconds = {"measuring_s": 0.0, "choosing_s": 0.0, "rates_s": 0.0}
+    costs = pd.DataFrame([{"config": "exact", "task": "wiki", "budget": 2.0**20, **seconds}])
+    row = arms_table(study, "wiki", [], costs).iloc[0]
+    assert (row["quality"], row["zero"]) == (pytest.approx(8.0), pytest.approx(8.0))
+    drawn = FIGURES["recovery"](gather(study, "wiki"))
+    assert "from 8.00 to 8.00 perplexity" in drawn.title
 
 
 def test_costs_count_planning_rates_and_training_and_bytes_left_of_the_budget(store: Path) -> None:

@@ -95,7 +95,7 @@ def wikitext_articles(lines: Iterable[str], split: str) -> list[Example]:
     """Join WikiText's lines into articles, each starting at a level-one heading `` = Title = ``."""
     articles: list[list[str]] = [[]]
     for line in lines:
-        if re.fullmatch(r" = [^=].*[^=] = \n?", line):
+        if re.fullmatch(r" = [^=](?:.*[^=])? = \n?", line):
             articles.append([])
         articles[-1].append(line)
     texts = ["".join(article).strip() for article in articles]

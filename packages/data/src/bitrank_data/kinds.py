@@ -26,6 +26,7 @@ from bitrank_data.layouts import LABELLED_TEXT, PLAIN_TEXT, SOURCE_AND_TARGET, L
 from bitrank_data.probing import FACTS, encode_facts, encode_masked_facts
 from bitrank_data.question_answering import QUESTIONS, encode_questions, record_of_question, rows_of_questions
 from bitrank_data.sequences import IGNORED, Cutting, Encoded, Piece, Rows, TokenSplit
+from bitrank_data.special_tokens import special_tokens_around
 
 CLASSIFICATION = "classification"
 LANGUAGE_MODELLING = "language-modelling"
@@ -119,19 +120,16 @@ def _encode_texts(
     texts: list[list[str]] = [[example.text for example in examples]]
     if pairs := [example.pair for example in examples if isinstance(example, PairExample)]:
         texts.append(pairs)
+    added = special_tokens_around(tokenizer, cutting, pairs=bool(pairs))
     options = {"add_special_tokens": cutting.special_tokens, "verbose": False}
     # One token more than fits shows which texts are too long, without lists of all their tokens.
     encoded = tokenizer(*texts, **options, truncation="longest_first", max_length=cutting.max_length + 1)
     is_cut = [len(tokens) > cutting.max_length for tokens in encoded["input_ids"]]
     if any(is_cut):
         encoded = tokenizer(*texts, **options, truncation="longest_first", max_length=cutting.max_length)
-    added = len(cutting.before) + len(cutting.after)
     types = encoded.get("token_type_ids") if pairs else None
-    pieces = []
-    for row, tokens in enumerate(encoded["input_ids"]):
-        piece = Piece(tokens, types=types[row] if types is not None else ())
-        pieces.append([piece] if len(tokens) > added else [])
-    return pieces, is_cut
+    pieces = [Piece(t, types=types[n] if types else ()) for n, t in enumerate(encoded["input_ids"])]
+    return [[piece] if len(piece.tokens) > added else [] for piece in pieces], is_cut
 
 
 def encode_windows(examples: Sequence[Example], tokenizer: Any, cutting: Cutting) -> Encoded:

@@ -32,8 +32,13 @@ Rows = dict[str, np.ndarray]  # split → indices of its rows
 
 
 def text_key(text: str) -> str:
-    """Normalized ``text`` for comparison: NFKC, case folded, white space collapsed."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    """Normalized ``text`` for comparison: NFKC, case folded, white space collapsed.
+
+    A text of several parts has NUL between them (:attr:`Example.key`), and each part is normalized alone:
+    ``split`` takes NUL for a character of a word, so white space beside it would stay.
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return "\0".join(" ".join(part.split()) for part in folded.split("\0"))
 
 
 def key_digest(text: str) -> bytes:

@@ -78,7 +78,8 @@ def exact(problem: Problem, effort: Effort | None = None) -> Plan:
     if the limit on trainable numbers cannot be met at any budget, or if a limit of ``effort`` stopped the
     search before it found a plan.
     """
-    problem.check_feasible()
+    if problem.max_trainable is None:  # else the smallest plan may train too many numbers: see `why_not`
+        problem.check_feasible()
     if problem.ties:
         joined = join_ties(problem)
         return joined.expand(exact(joined.problem, effort))
@@ -229,10 +230,14 @@ class _Program:
                 "that limit"
             )
         needed = problem.plan(self.choices(found), "exact").nbytes
+        # More trainable numbers help only if the smallest of all plans fits.
+        other = "allow more trainable numbers"
+        if problem.smallest > problem.budget:
+            other = "offer smaller formats or ranks"
         return Infeasible(
             f"no plan with at most {limit:,} trainable numbers fits into {problem.budget:,} bytes: the "
             f"smallest takes {needed:,}. "
-            f"Give {needed:,} or more, or allow more trainable numbers.",
+            f"Give {needed:,} or more, or {other}.",
             needed,
         )
 

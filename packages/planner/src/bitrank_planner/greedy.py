@@ -17,11 +17,11 @@ def greedy(problem: Problem) -> Plan:
     :class:`PlanError` for a problem with a limit on trainable numbers: single steps cannot trade two limits
     against each other.
     """
-    problem.check_feasible()
     if problem.max_trainable is not None:
         raise PlanError(
             "greedy knows one limit, bytes; for a limit on trainable numbers use the solver 'exact'"
         )
+    problem.check_feasible()
     if problem.ties:
         joined = join_ties(problem)
         return joined.expand(greedy(joined.problem))

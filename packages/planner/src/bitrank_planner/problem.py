@@ -149,12 +149,16 @@ class Problem:
         )
 
     def check_feasible(self) -> None:
-        """Raise :class:`Infeasible` if the smallest plan exceeds the budget."""
+        """Raise :class:`Infeasible` if :attr:`smallest` exceeds the budget.
+
+        That size ignores the limit on trainable numbers, under which :func:`~bitrank_planner.exact` finds it.
+        """
         if self.smallest > self.budget:
+            anyhow = "" if self.max_trainable is None else ", whatever it trains,"
             raise Infeasible(
-                f"a budget of {self.budget:,} bytes is too small: the smallest plan takes {self.smallest:,} "
-                f"({self.fixed:,} of them in what cannot be chosen). Give {self.smallest:,} or more, or "
-                "offer smaller formats or ranks.",
+                f"a budget of {self.budget:,} bytes is too small: the smallest plan{anyhow} takes "
+                f"{self.smallest:,} ({self.fixed:,} of them in what cannot be chosen). "
+                f"Give {self.smallest:,} or more, or offer smaller formats or ranks.",
                 self.smallest,
             )
 

@@ -21,6 +21,11 @@ def packed_bytes(count: int, bits: int) -> int:
     return -(-count // 8) * bits
 
 
+def end_on_bytes(count: int, bits: int) -> bool:
+    """Whether rows of ``count`` codes that are packed one after the other end on whole bytes."""
+    return bits % 8 == 0 or packed_bytes(count, bits) * 8 == count * bits
+
+
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
     """uint8 codes (count,) → uint8 bytes (packed_bytes(count, bits),)."""
     if bits == 8:

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from bitrank_quant.apply import swap_weights, with_weight
 from bitrank_quant.backends.reference import QuantEmbedding, QuantLinear, QuantWeight
 from bitrank_quant.errors import QuantError
+from bitrank_quant.formats.base import Format, Tensors
 from bitrank_quant.formats.float import Float
 from bitrank_quant.formats.parse import parse_format
 from bitrank_quant.matrices import followers, tied_modules, weight_matrices
@@ -94,11 +95,12 @@ def load_layers(model: nn.Module, folder: Path) -> None:
         layer = modules.get(name)
         if not isinstance(layer, QuantLinear) or str(layer.quantized.fmt) != text:
             raise QuantError(f"{folder} holds the matrix {name!r} in {text}, which this model has not")
-        for part, current in layer.quantized.tensors.items():
-            given = tensors[f"{name}.quantized.{part}"]
-            if given.shape != current.shape:
+        codes, current = _take_codes(tensors, name), layer.quantized.tensors
+        _check_names(codes, current, f"{folder} holds the matrix {name!r} as {text}")
+        for part, given in codes.items():
+            if given.shape != current[part].shape:
                 raise QuantError(f"{folder} holds {name!r} in another shape than this model")
-            current.copy_(given)
+            current[part].copy_(given)
 
 
 def load_quantized(model: nn.Module, folder: Path, compute_dtype: torch.dtype = torch.bfloat16) -> nn.Module:
@@ -125,23 +127,57 @@ def load_quantized(model: nn.Module, folder: Path, compute_dtype: torch.dtype = 
             "build the model from the folder's config.json"
         )
     for name, text in formats.items():
-        prefix = f"{name}.quantized."
-        codes = {
-            key.removeprefix(prefix): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)
-        }
+        codes, fmt = _take_codes(tensors, name), parse_format(text)
+        _check_codes(codes, fmt, shapes[name], f"{folder} holds the matrix {name!r} as {text}")
         owner = tied.get(name, name)
         modules = {part: model.get_submodule(part) for part in (owner, *sharing.get(owner, []))}
-        swap_weights(
-            model,
-            with_weight(QuantWeight.of(codes, parse_format(text), shapes[name], compute_dtype), modules),
-        )
+        swap_weights(model, with_weight(QuantWeight.of(codes, fmt, shapes[name], compute_dtype), modules))
     _assign_unquantized(model, tensors, folder)
     return model
 
 
+def _take_codes(tensors: dict[str, Tensor], name: str) -> Tensors:
+    """The parts of the matrix ``name`` by their names, removed from ``tensors``."""
+    prefix = f"{name}.quantized."
+    return {key.removeprefix(prefix): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
+
+
+def _check_names(codes: Tensors, expected: Tensors, what: str) -> None:
+    if codes.keys() != expected.keys():
+        found = ", ".join(sorted(codes)) or "nothing"
+        raise QuantError(
+            f"{what}, whose parts are {', '.join(sorted(expected))}; found {found}. The file is damaged: "
+            "write it again"
+        )
+
+
+def _check_codes(codes: Tensors, fmt: Format, shape: tuple[int, int], what: str) -> None:
+    """Raise :class:`QuantError` if ``codes`` are not the parts of a matrix of ``shape`` (out, in)."""
+    group = fmt.encode(torch.zeros(1, fmt.block or shape[1]))  # the names and types of the parts
+    _check_names(codes, group, what)
+    # Elements in the types that the format counts: an update within groups is stored in minima of more bytes.
+    stored = sum(codes[part].numel() * like.element_size() for part, like in group.items())
+    whole = all(codes[part].shape == shape for part, like in group.items() if like.dim() == 2)
+    if stored != fmt.nbytes(shape) or not whole:
+        raise QuantError(
+            f"{what} in {stored:,} bytes; this model's matrix of shape {shape} takes {fmt.nbytes(shape):,}. "
+            "Build the model from the folder's config.json"
+        )
+
+
 def _assign_unquantized(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Assign all unquantized tensors; 16-bit ``Conv1D`` matrices were saved transposed, as linear layers."""
+    """Assign all unquantized tensors; 16-bit ``Conv1D`` matrices were saved transposed, as linear layers.
+
+    Raises :class:`QuantError` if one does not fit, or the file lacks one of the model.
+    """
     current = dict(model.named_parameters()) | dict(model.named_buffers())
+    # A tied parameter is in the file under the first of its names, the one that `named_parameters` gives.
+    unread = {id(tensor) for name, tensor in current.items() if name not in tensors and tensor.numel()}
+    saved = model.state_dict(keep_vars=True).items()
+    if lacking := [name for name, t in saved if id(t) in unread and ".quantized." not in name]:
+        raise QuantError(
+            f"{folder} lacks {lacking[0]!r}, which this model has; build the model from its config.json"
+        )
     for name, tensor in tensors.items():
         target = current.get(name)
         if target is None or tensor.numel() != target.numel():

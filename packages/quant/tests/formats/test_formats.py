@@ -12,6 +12,7 @@ from bitrank_quant import (
     Affine,
     Codebook,
     QuantError,
+    QuantWeight,
     Symmetric,
     little_endian_words,
     parse_format,
@@ -182,17 +183,58 @@ def test_unknown_format_names_the_nearest() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["int8", "int3-g64", "int4-g64", "sym4-g64", "nf4", "int4-g64-dq", "nf3", "nf4-dq", "fp4-dq", "bf16"],
+    [
+        *[
+            "int8",
+            "int3-g64",
+            "int4-g64",
+            "sym4-g64",
+            "nf4",
+            "int4-g64-dq",
+            "nf3",
+            "nf4-dq",
+            "fp4-dq",
+            "bf16",
+        ],
+        # Rows that end within a byte: 100 codes of 3, 5 or 6 bits, or 105 of 4.
+        *["int3-g20", "sym3-g20", "sym5-g20", "int6-g20", "nf3-g20", "nf3-g20-dq", "nf4-g35"],
+    ],
 )
 def test_encoding_in_parts_changes_nothing(name: str, monkeypatch) -> None:
     monkeypatch.setattr(reference, "_PART", 64 * 100)
-    weight_OI = torch.randn(200, 100, generator=torch.Generator().manual_seed(0))
+    weight_OI = torch.randn(201, 100, generator=torch.Generator().manual_seed(0))
     whole, parts = (
         parse_format(name).encode(weight_OI),
         reference.encode_in_parts(parse_format(name), weight_OI),
     )
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("int2-g3", (2, 3)),
+        ("sym2-g3", (2, 3)),
+        ("int3-g43", (2, 768)),
+        ("int3-g43-dq", (2, 768)),
+        ("nf3-g30", (2, 30)),
+        ("nf3-g30-dq", (2, 30)),
+        ("int6-g4", (3, 4)),
+    ],
+)
+def test_rows_that_share_a_byte_are_refused_and_decoded_as_a_whole(
+    name: str, shape: tuple[int, int], monkeypatch
+) -> None:
+    """The bytes of all rows divide by the number of rows, but a row has no whole number of them."""
+    monkeypatch.setattr(reference, "_PRODUCT", 1)
+    weight = QuantWeight(torch.randn(*shape), parse_format(name), torch.float32)
+    assert weight.tensors["codes"].numel() % shape[0] == 0
+    with pytest.raises(
+        QuantError, match=f"do not end on a byte: a row has .* codes of {weight.fmt.bits} bits"
+    ):
+        weight.decode_rows(torch.tensor([1]))
+    assert weight.parts(torch.float32) == [slice(0, shape[0])]
 
 
 def normal_map(bits: int) -> torch.Tensor:

@@ -100,11 +100,13 @@ def _one_row_per_arm(rows: pd.DataFrame, metric: str) -> tuple[LayeredChart, str
 def _without_budget(pairs: pd.DataFrame, references: list[str]) -> list[str]:
     """Names of arms without the budget at their end.
 
-    The references are one arm at several budgets, so the budgets are what they do not begin with alike.
+    The references are one arm at several budgets, so the budgets are what they do not begin with alike. The
+    shortest reference may be the beginning of all: it then has no budget in its name.
     """
     parts = [name.split("-") for name in references]
-    shared = next(n for n in range(min(map(len, parts))) if len({part[n] for part in parts}) > 1)
-    ends = {name: "-" + "-".join(part[shared:]) for name, part in zip(references, parts, strict=True)}
+    shortest = min(map(len, parts))
+    shared = next((n for n in range(shortest) if len({part[n] for part in parts}) > 1), shortest)
+    ends = {name: "".join(f"-{word}" for word in name.split("-")[shared:]) for name in references}
     return [
         config.removesuffix(ends[baseline])
         for config, baseline in zip(pairs["config"], pairs["baseline"], strict=True)

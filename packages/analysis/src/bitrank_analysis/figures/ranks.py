@@ -16,8 +16,18 @@ _KEYS = ["config", "seed", "matrix", "layer", "module"]
 
 
 def final_ranks(evidence: Evidence) -> pd.DataFrame:
-    """The last rank of each matrix per run; columns config, seed, matrix, layer, module, rank."""
-    return evidence.ranks[evidence.ranks["final"].astype(bool)][[*_KEYS, "rank"]]
+    """The last rank of each matrix per run; columns config, seed, matrix, layer, module, rank.
+
+    Runs record the ranks of adapters. A matrix that the plan leaves without one has rank 0 here, as one has
+    whose adapter was pruned: the mean of a layer is over the same matrices in both cases.
+    """
+    recorded = evidence.ranks[evidence.ranks["final"].astype(bool)][[*_KEYS, "rank"]]
+    unadapted = evidence.plans.loc[evidence.plans["rank"] == 0, _KEYS]
+    unadapted = unadapted.merge(recorded[["config", "seed"]].drop_duplicates())
+    if unadapted.empty:
+        return recorded
+    both = pd.concat([recorded, unadapted.assign(rank=0)], ignore_index=True)
+    return both.drop_duplicates(["config", "seed", "matrix"])  # a recorded rank is first
 
 
 def adaptive(evidence: Evidence) -> list[str]:

@@ -15,7 +15,9 @@ _STAGES = ("before training", "after training")
 
 def recovery(evidence: Evidence) -> Figure:
     """Quality before and after training, one row per arm (mean over seeds)."""
-    means = evidence.measured("zero", "quality").groupby("config", as_index=False)[["zero", "quality"]].mean()
+    mean = metric_of(evidence.metric).over_runs
+    runs = evidence.measured("zero", "quality").groupby("config", as_index=False)
+    means = runs[["zero", "quality"]].agg(mean)
     ends = means.assign(
         zero=phrasing.on_axis(means["zero"], evidence.metric),
         quality=phrasing.on_axis(means["quality"], evidence.metric),

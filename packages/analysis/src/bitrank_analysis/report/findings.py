@@ -11,7 +11,7 @@ from bitrank_analysis import phrasing
 from bitrank_analysis.evidence import Evidence
 from bitrank_analysis.report.model import Report, Section
 from bitrank_analysis.report.verdict import verdict
-from bitrank_analysis.statistics.verdicts import BETTER, DIFFERS
+from bitrank_analysis.statistics.verdicts import BETTER, DIFFERS, WORSE
 from bitrank_analysis.study import Study
 
 
@@ -48,7 +48,7 @@ def _of_section(section: Section, report: Report, specs: dict[str, str]) -> Iter
         runs = task.runs[task.runs["config"] == name]
         text = _plan_text(task, name, runs)
         yield _finding("plan", f"Plan of {name} for {task.task}", text, task, runs, report, specs)
-    surprises = [*section.warnings[1:], *_dominated(task)]  # the first warning states the chance level
+    surprises = [*section.warnings[1:], *dominated(task)]  # the first warning states the chance level
     if surprises:
         text = "\n\n".join(surprises)
         yield _finding("surprise", f"Surprises on {task.task}", text, task, task.runs, report, specs)
@@ -99,14 +99,14 @@ def _plan_text(task: Evidence, name: str, runs: pd.DataFrame) -> str:
     )
 
 
-def _dominated(task: Evidence) -> list[str]:
+def dominated(task: Evidence) -> list[str]:
     """A sentence for each significant pair in which the arm with more stored bytes is the worse one."""
     rows = task.comparisons
     if rows.empty:
         return []
     stored = task.arms.set_index("config")["stored_mib"]
     found = []
-    for row in rows[rows["verdict"].isin([BETTER, DIFFERS])].itertuples():
+    for row in rows[rows["verdict"].isin([BETTER, WORSE, DIFFERS])].itertuples():
         gain = row.difference if task.higher_is_better else -row.difference
         better, worse = (row.candidate, row.baseline) if gain > 0 else (row.baseline, row.candidate)
         saved = 1 - stored[better] / stored[worse]

@@ -86,17 +86,19 @@ def arms_table(
     The arms planned for a reference's budget are one family of tests; arms without a budget (``budget`` is
     NaN) are another. ``difference low high p_holm verdict`` are those of :func:`compare`, arm − reference;
     a reference has one row, with NaN there. ``left_bytes`` is the budget minus the stored bytes at the end of
-    training, below 0 if they exceed it. ``total_s`` is the sum of planning, of the runs that chose the
+    training, below 0 if they exceed it. ``quality`` and ``zero`` are the metric's mean over seeds (geometric
+    for perplexity). ``total_s`` is the sum of planning, of the runs that chose the
     learning rate, and of one training.
     """
     runs = study.runs[study.runs["task"] == task]
     stored_bytes = _MIB * (runs["model_mib"] + runs["adapter_mib"])
+    mean = metric_of(str(runs["metric"].iloc[0])).over_runs
     by_config = runs.assign(stored_bytes=stored_bytes).groupby("config", as_index=False)
     arms = by_config.agg(
         seeds=("seed", "nunique"),
         higher_is_better=("higher_is_better", "first"),
-        quality=("quality", "mean"),
-        zero=("zero", "mean"),
+        quality=("quality", mean),
+        zero=("zero", mean),
         stored_bytes=("stored_bytes", "mean"),
         train_s=("seconds", "mean"),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
 from bitrank_analysis.metrics import metric_of
@@ -59,7 +58,6 @@ def _row(arm: ArmResults, runs: pd.DataFrame, alpha: float) -> dict[str, object]
     seed_low, seed_high = over_seeds(arm.values_SN.sum(axis=1) / arm.weights_N.sum(), alpha)
     metric = metric_of(arm.metric)
     seed_low, seed_high = metric.of_mean(seed_low), metric.of_mean(seed_high)
-    zero = np.exp(np.log(runs["zero"]).mean()) if metric.is_log else runs["zero"].mean()
     row: dict[str, object] = {
         "config": arm.config,
         "metric": arm.metric,
@@ -67,6 +65,12 @@ def _row(arm: ArmResults, runs: pd.DataFrame, alpha: float) -> dict[str, object]
         "n": arm.n,
         "quality": arm.quality(),
     }
-    row |= {"low": low, "high": high, "seed_low": seed_low, "seed_high": seed_high, "zero": float(zero)}
+    row |= {
+        "low": low,
+        "high": high,
+        "seed_low": seed_low,
+        "seed_high": seed_high,
+        "zero": metric.over_runs(runs["zero"]),
+    }
     costs = {name: float(runs[name].mean()) for name in _COSTS}
     return row | costs | {"stored_mib": costs["model_mib"] + costs["adapter_mib"]}

@@ -60,7 +60,8 @@ def compare(
     and ``tost_p`` cover variation over both examples and seeds
     (:mod:`~bitrank_analysis.statistics.confidence`); with one seed, over examples alone. ``family_low``
     and ``family_high`` are the interval at α divided by the number of rows, so that all such intervals hold
-    simultaneously; one that excludes zero implies a verdict.
+    simultaneously; with several seeds one that excludes zero implies a verdict, with one seed the tests may
+    be of another kind (such as McNemar's beside Newcombe's interval) and can disagree near zero.
     ``seed_low`` and ``seed_high`` are the interval over seeds alone (NaN with one seed).
 
     ``discordant_gain`` and ``discordant_loss`` count the examples, summed over seeds, that only the candidate

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from bitrank_quant.backends.base import Backend, Decode, computes_as
 from bitrank_quant.backends.products import DecodedLinear, LlmInt8
 from bitrank_quant.backends.scratch import scratch
-from bitrank_quant.formats.base import Format, Tensors
+from bitrank_quant.formats.base import Format, Tensors, row_codes
 from bitrank_quant.formats.codebook import Codebook, encode_dynamic_8bit
 from bitrank_quant.formats.float import Float
 from bitrank_quant.formats.integer import Affine, Int8Row
 from bitrank_quant.kernels import Scratch
 from bitrank_quant.lazy import LazyWeight
+from bitrank_quant.packing import end_on_bytes
 
 _PART = 2**20  # weights encoded at a time
 # Weights decoded at a time for a product on a CPU: 4 MiB in fp32, which stay in its cache until multiplied.
@@ -42,14 +43,17 @@ def encode_in_parts(fmt: Format, weight_OI: Tensor) -> Tensors:
         return fmt.encode_parts(weight_OI.split(rows))
     if len(weight_OI) <= rows:
         return fmt.encode(weight_OI)
+    *full, last_OI = weight_OI.split(rows)
+    ending = fmt.encode(last_OI)  # its last row may end within a byte, so its sizes follow from no other part
     whole: Tensors = {}
-    for start in range(0, len(weight_OI), rows):
-        part_OI = weight_OI[start : start + rows]
+    for number, part_OI in enumerate(full):
         for name, part in fmt.encode(part_OI).items():
-            per_row = len(part) // len(part_OI)  # entries of the first axis per row
-            if name not in whole:
-                whole[name] = part.new_empty((per_row * len(weight_OI), *part.shape[1:]))
-            whole[name][per_row * start : per_row * start + len(part)] = part
+            size = len(part)  # the same in each full part
+            if number == 0:
+                whole[name] = part.new_empty((size * len(full) + len(ending[name]), *part.shape[1:]))
+            whole[name][size * number : size * (number + 1)] = part
+    for name, part in ending.items():
+        whole[name][len(whole[name]) - len(part) :] = part
     return whole
 
 
@@ -99,8 +103,9 @@ class QuantWeight(nn.Module):
         """
         rows, step = self.shape[0], max(1, _PRODUCT // self.shape[1])
         as_it_is = isinstance(self.fmt, Float) and self.fmt.dtype == dtype
+        on_bytes = end_on_bytes(row_codes(self.fmt, self.shape[1]), self.fmt.bits)
         codes = next(iter(self.tensors.values()))
-        if as_it_is or codes.device.type != "cpu" or codes.numel() % rows:
+        if as_it_is or codes.device.type != "cpu" or not on_bytes:
             step = rows
         return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 

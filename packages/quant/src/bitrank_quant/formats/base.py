@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bitrank_quant import kernels
 from bitrank_quant.errors import QuantError
+from bitrank_quant.packing import end_on_bytes
 
 Tensors = dict[str, Tensor]
 
@@ -49,17 +50,32 @@ class Format(Protocol):
 
 
 def take_rows(tensors: Tensors, ids_N: Tensor | slice, rows: int) -> Tensors:
-    """Select rows of tensors with equally many elements per row; 2-D tensors stay 2-D, others are flat."""
+    """Select rows of tensors with equally many elements per row; 2-D tensors stay 2-D, others are flat.
+
+    Packed codes have equally many bytes per row only if their rows pass :func:`check_rows`.
+    """
     taken = {}
     for name, tensor in tensors.items():
-        if tensor.numel() % rows:
-            raise QuantError(
-                f"rows of this format do not end on a byte: {tensor.numel()} bytes for {rows} rows; "
-                "use a group of 8·k"
-            )
         per_row = tensor.reshape(rows, -1)[ids_N]
         taken[name] = per_row if tensor.dim() == 2 else per_row.flatten()
     return taken
+
+
+def check_rows(codes: int, bits: int) -> None:
+    """Raise :class:`QuantError` if rows of ``codes`` packed codes of ``bits`` bits end within a byte.
+
+    The total alone does not show this: two rows of three 2-bit codes fill two bytes, and share the first.
+    """
+    if not end_on_bytes(codes, bits):
+        raise QuantError(
+            f"rows of this format do not end on a byte: a row has {codes} codes of {bits} bits; "
+            "use a group of 8·k"
+        )
+
+
+def row_codes(fmt: Format, columns: int) -> int:
+    """Number of codes of a row of ``columns`` weights in ``fmt``, with its padding to whole blocks."""
+    return columns if fmt.block is None else -(-columns // fmt.block) * fmt.block
 
 
 def block_count(shape: tuple[int, int], block: int) -> int:

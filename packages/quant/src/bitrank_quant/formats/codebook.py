@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bitrank_quant import kernels
-from bitrank_quant.formats.base import Tensors, block_count, blocks, take_rows, unblock
+from bitrank_quant.formats.base import Tensors, block_count, blocks, check_rows, take_rows, unblock
 from bitrank_quant.kernels.device import book_on
 from bitrank_quant.packing import pack_bits, packed_bytes, unpack_bits
 
@@ -139,11 +139,12 @@ class Codebook:
         return unblock(values_NB, shape).to(dtype)
 
     def rows(self, tensors: Tensors, ids_N: Tensor | slice, rows: int) -> Tensors:
+        per_row = tensors["absmax"].numel() // rows
+        check_rows(per_row * self.block, self.bits)
         codes = take_rows({"codes": tensors["codes"]}, ids_N, rows)
         if not self.double_quant:
             return codes | take_rows({"absmax": tensors["absmax"]}, ids_N, rows)
         # Blocks of nested scales cross rows, so the scales of the selected rows are decoded here.
-        per_row = tensors["absmax"].numel() // rows
         if isinstance(ids_N, slice):
             start, stop, _ = ids_N.indices(rows)
             return codes | {"absmax": decode_dynamic_8bit(tensors, slice(start * per_row, stop * per_row))}

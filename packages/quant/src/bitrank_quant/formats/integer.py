@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bitrank_quant import kernels
-from bitrank_quant.formats.base import Tensors, block_count, blocks, take_rows, unblock
+from bitrank_quant.formats.base import Tensors, block_count, blocks, check_rows, take_rows, unblock
 from bitrank_quant.formats.codebook import decode_dynamic_8bit, encode_dynamic_8bit
 from bitrank_quant.packing import pack_bits, packed_bytes, unpack_bits
 
@@ -169,10 +169,11 @@ class Affine:
         return unblock(values_GB, shape).to(dtype)
 
     def rows(self, tensors: Tensors, ids_N: Tensor | slice, rows: int) -> Tensors:
+        per_row = tensors["scale"].numel() // rows
+        check_rows(per_row * self.block, self.bits)
         if not self.double_quant:
             return take_rows(tensors, ids_N, rows)
         # Blocks of nested scales cross rows, so the scales of the selected rows are decoded here.
-        per_row = tensors["scale"].numel() // rows
         at: slice | Tensor
         if isinstance(ids_N, slice):
             start, stop, _ = ids_N.indices(rows)
@@ -236,6 +237,7 @@ class Symmetric:
         return Affine(self.bits, self.block).decode(affine, shape, dtype, scratch)
 
     def rows(self, tensors: Tensors, ids_N: Tensor | slice, rows: int) -> Tensors:
+        check_rows(tensors["scale"].numel() // rows * self.block, self.bits)
         return take_rows(tensors, ids_N, rows)
 
     def nbytes(self, shape: tuple[int, int]) -> int:

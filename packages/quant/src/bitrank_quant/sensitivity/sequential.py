@@ -9,7 +9,7 @@ second moments of one input.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -54,18 +54,19 @@ def sequential_inputs(
     The caller replaces the layers of one item in ``model`` before it takes the next item.
     ``forward(model, batch)`` runs the model; ``real(batch)`` masks padding. Where blocks do not form a chain
     (each called once, with the output of the block before), and outside of blocks, the inputs come from
-    passes through the whole model. Layers that no batch reaches are left out. Raises
-    :class:`QuantError` without batches and for inputs that are not finite.
+    passes through the whole model. Layers that no batch reaches are left out; one that some batches reach,
+    such as an expert, has the inputs of these. Raises :class:`QuantError` without batches and for inputs that
+    are not finite.
     """
     if not batches:
         raise QuantError("the inputs of layers need one calibration batch or more, got none")
-    recording = _Recording(model)
+    recording = _Recording(model, [matrix.name for matrix in matrices])
     for batch in batches:
         recording.run(forward, batch)
     order = recording.order if recording.chained else []
     if order:
         walk = _Walk(model, recording.calls, [real(batch) for batch in batches])
-        yield from walk.through(order, recording.entered, [matrix.name for matrix in matrices])
+        yield from walk.through({block: recording.groups(block) for block in order}, recording.entered)
     rest = [matrix for matrix in matrices if block_name(matrix.name) not in order]
     if rest:
         for found in input_moments(model, batches, forward, rest, real):
@@ -74,10 +75,17 @@ def sequential_inputs(
 
 
 class _Recording:
-    """Arguments of the calls of all blocks, without hidden states except those of the first block."""
+    """Arguments of the calls of all blocks, without hidden states except those of the first block.
 
-    def __init__(self, model: nn.Module) -> None:
+    ``sharing`` has for each batch the called layers among ``names``, in the order of their calls, each with
+    the first layer that got the same input.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         self._model = model
+        self._blocks = block_names(model)
+        self._names = [name for name in names if block_name(name) in self._blocks]
+        self.sharing: list[dict[str, str]] = []
         self.order: list[str] = []
         self.chained = True
         self.calls: list[dict[str, BlockCall]] = []
@@ -87,6 +95,8 @@ class _Recording:
         """Record one pass of the model."""
         calls: dict[str, BlockCall] = {}
         last: list[Tensor] = []
+        inputs: dict[str, Tensor] = {}  # of the layers of one block, kept so that no two have one identity
+        sharing: dict[str, str] = {}
 
         def keep(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             hidden = hidden_argument(args, kwargs)
@@ -95,9 +105,13 @@ class _Recording:
                 self.entered.append(hidden)
             last[:] = [hidden_output(output)]
             calls[name] = BlockCall(*without_cache(args, kwargs), None).without_states()
+            first: dict[int, str] = {}
+            sharing.update({layer: first.setdefault(id(value), layer) for layer, value in inputs.items()})
+            inputs.clear()
 
         with ExitStack() as hooks, torch.no_grad():
-            for name in block_names(self._model):
+            hooks.enter_context(_watched(self._model, self._names, inputs.setdefault))
+            for name in self._blocks:
                 block = self._model.get_submodule(name)
                 hook = block.register_forward_hook(
                     lambda _, args, kwargs, output, name=name: keep(name, args, kwargs, output),
@@ -106,8 +120,24 @@ class _Recording:
                 hooks.callback(hook.remove)
             forward(self._model, batch)
         self.calls.append(calls)
+        self.sharing.append(sharing)
         self.order = self.order or list(calls)
         self.chained = self.chained and list(calls) == self.order
+
+    def groups(self, block: str) -> list[tuple[str, ...]]:
+        """The layers of ``block`` in the order of their calls, by the input they share in every batch."""
+        order: list[str] = []
+        for called in self.sharing:
+            place = 0
+            for name in called:
+                if name not in order:  # not called in the batches before: after the layer called before it
+                    order.insert(place, name)
+                place = order.index(name) + 1
+        groups: dict[tuple[str | None, ...], list[str]] = {}
+        for name in order:
+            if block_name(name) == block:
+                groups.setdefault(tuple(called.get(name) for called in self.sharing), []).append(name)
+        return [tuple(layers) for layers in groups.values()]
 
 
 class _Reached(Exception):
@@ -122,12 +152,18 @@ class _Walk:
     ) -> None:
         self._model, self._calls, self._masks = model, calls, masks
 
-    def through(self, order: Sequence[str], states: list[Tensor], names: list[str]) -> Iterator[LayerInputs]:
-        """Walk from block to block; ``states`` are the hidden states before the first block, by batch."""
-        for block in order:
-            inside = [name for name in names if block_name(name) == block]
-            for layers in self._groups(block, states[0], inside) if inside else ():
-                yield LayerInputs(layers, self._moments(block, states, layers[0]))
+    def through(
+        self, groups: Mapping[str, list[tuple[str, ...]]], states: list[Tensor]
+    ) -> Iterator[LayerInputs]:
+        """Walk from block to block; ``states`` are the hidden states before the first block, by batch.
+
+        ``groups`` are the layers of each block that share an input.
+        """
+        for block, layers_of_block in groups.items():
+            for layers in layers_of_block:
+                moments_II = self._moments(block, states, layers[0])
+                if moments_II is not None:
+                    yield LayerInputs(layers, moments_II)
             states = self._outputs(block, states)
 
     def _outputs(self, block: str, states: list[Tensor]) -> list[Tensor]:
@@ -137,18 +173,11 @@ class _Walk:
                 calls[block].on(module, hidden) for calls, hidden in zip(self._calls, states, strict=True)
             ]
 
-    def _groups(self, block: str, hidden: Tensor, names: Sequence[str]) -> list[tuple[str, ...]]:
-        """The layers ``names`` by the input that they share, in the order of their calls."""
-        inputs: dict[str, Tensor] = {}
-        with self._watched(names, inputs.__setitem__), torch.no_grad():
-            self._calls[0][block].on(self._model.get_submodule(block), hidden)
-        groups: dict[int, list[str]] = {}
-        for name, value in inputs.items():
-            groups.setdefault(id(value), []).append(name)
-        return [tuple(layers) for layers in groups.values()]
+    def _moments(self, block: str, states: list[Tensor], name: str) -> Tensor | None:
+        """E[x xᵀ] of the layer ``name``; the rest of its block is skipped.
 
-    def _moments(self, block: str, states: list[Tensor], name: str) -> Tensor:
-        """E[x xᵀ] of the layer ``name``; the rest of its block is skipped."""
+        None if no batch reaches it: replaced layers can send every position to other experts.
+        """
         total_II, positions = torch.zeros(()), 0
         for calls, hidden, masks in zip(self._calls, states, self._masks, strict=True):
             reached: list[Tensor] = []
@@ -157,8 +186,10 @@ class _Walk:
                 reached.append(value)
                 raise _Reached
 
-            with suppress(_Reached), self._watched([name], stop), torch.no_grad():
+            with suppress(_Reached), _watched(self._model, [name], stop), torch.no_grad():
                 calls[block].on(self._model.get_submodule(block), hidden)
+            if not reached:
+                continue
             x_NI = _tokens(reached[0], masks)
             total_II = total_II.to(x_NI) + x_NI.T @ x_NI
             positions += len(x_NI)
@@ -166,16 +197,21 @@ class _Walk:
             raise QuantError(
                 f"the inputs of {name} on the calibration data are not finite; check weights and data"
             )
-        return total_II / positions
+        return total_II / positions if positions else None
 
-    def _watched(self, names: Sequence[str], keep: Callable[[str, Tensor], None]) -> ExitStack:
-        """Hooks that pass the name and the input of each layer to ``keep``."""
-        hooks = ExitStack()
-        for name in names:
-            layer = self._model.get_submodule(name)
-            hook = layer.register_forward_pre_hook(lambda _, args, name=name: keep(name, args[0]))
-            hooks.callback(hook.remove)
-        return hooks
+
+def _watched(model: nn.Module, names: Sequence[str], keep: Callable[[str, Tensor], object]) -> ExitStack:
+    """Hooks that pass the name and the input of each layer to ``keep``."""
+
+    def hook(name: str, args: tuple[Any, ...]) -> None:
+        keep(name, args[0])  # a value returned to torch would replace the input
+
+    hooks = ExitStack()
+    for name in names:
+        layer = model.get_submodule(name)
+        handle = layer.register_forward_pre_hook(lambda _, args, name=name: hook(name, args))
+        hooks.callback(handle.remove)
+    return hooks
 
 
 def _tokens(inputs: Tensor, masks: Sequence[Tensor]) -> Tensor:
