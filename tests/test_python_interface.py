@@ -163,6 +163,19 @@ def test_attach_uses_the_ranks_of_the_plan_and_the_scale_of_runs() -> None:
     assert any("classifier.modules_to_save" in part for part in trained)
 
 
+@pytest.mark.parametrize(
+    ("config", "rank", "scale"), [("rsLoRA-Q4", 32, 1.0), ("EVA-Q4", 16, 2.0), ("B-Q4", 32, 0.5)]
+)
+def test_attach_uses_the_policy_of_scales_of_the_config_that_the_plan_names(
+    config: str, rank: int, scale: float
+) -> None:
+    plan = {"ranks": {}, "rank_rule_of": {"config": config, "rank": rank}}
+    layer = bitrank.attach(tiny(), plan, init="default").base_model.model.get_submodule(UP)
+    assert layer.r["default"] == rank and layer.scaling["default"] == scale
+    half = bitrank.attach(tiny(), plan, init="default", scale=1.0).base_model.model.get_submodule(UP)
+    assert half.scaling["default"] == scale / 2
+
+
 def test_gradients_reach_every_adapter(planned) -> None:
     plan, _ = planned
     model = tiny()
@@ -228,6 +241,27 @@ def test_model_that_cannot_be_planned_is_rejected_before_measuring(model, messag
             "unknown init of a plan",
         ),
         (lambda: bitrank.plan("tiny-bert", "toy_sentenced", "9MB", **SMOKE), "toy_sentences"),
+        (
+            lambda: bitrank.plan("tiny-bert", "toy_sentences", "9MB", settings={"init": "lq-lora"}, **SMOKE),
+            "init is no setting here: costs are those of the argument init; give init=",
+        ),
+        (
+            lambda: bitrank.plan(
+                "tiny-bert", "toy_sentences", "9MB", settings={"model": "tiny-llama"}, **SMOKE
+            ),
+            "model is no setting here: give the model as the first argument",
+        ),
+        (
+            lambda: bitrank.plan(
+                "tiny-bert",
+                "toy_sentences",
+                "9MB",
+                quantizer="rtn",
+                settings={"quantizer": "search"},
+                **SMOKE,
+            ),
+            "quantizer is no setting here: give quantizer= once",
+        ),
         (
             lambda: bitrank.apply(tiny(), {"precision": {UP: 4}}),
             "the plan is not a plan.*formats must be text",

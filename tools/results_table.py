@@ -6,10 +6,22 @@ import csv
 import sys
 from pathlib import Path
 
+from bitrank.spec.task_kinds import task_metrics
+
 HEAD = (
     "| task | config | zero-shot | test | model MiB | bits | trained % | active rank | peak MiB "
     "| tokens/s | seconds |"
 )
+# Column of the summary → how its numbers are shown, in the order of the table.
+_COSTS = {
+    "model_mib": ".1f",
+    "bits_per_parameter": ".2f",
+    "trainable_percent": ".2f",
+    "active_rank": ".0f",
+    "peak_mib": ",.0f",
+    "train_tokens_per_s": ",.0f",
+    "total_s": ".0f",
+}
 
 
 def main(path: Path) -> None:
@@ -23,23 +35,23 @@ def main(path: Path) -> None:
 
 
 def _line(row: dict[str, str]) -> str:
-    if row["accuracy"]:
-        quality = [f"acc {float(row['zero_shot_accuracy']):.3f}", f"**{float(row['accuracy']):.3f}**"]
-    else:
-        quality = [f"ppl {float(row['zero_shot_perplexity']):.2f}", f"**{float(row['perplexity']):.2f}**"]
-    cells = [
-        f"`{row['task']}`",
-        f"`{row['config']}`",
-        *quality,
-        f"{float(row['model_mib']):.1f}",
-        f"{float(row['bits_per_parameter']):.2f}",
-        f"{float(row['trainable_percent']):.2f}",
-        f"{float(row['active_rank']):.0f}",
-        f"{float(row['peak_mib']):,.0f}",
-        f"{float(row['train_tokens_per_s']):,.0f}",
-        f"{float(row['total_s']):.0f}",
-    ]
+    """The row as Markdown; a run that failed, or was not tested, has empty cells."""
+    costs = [format(float(row[name]), how) if row[name] else "" for name, how in _COSTS.items()]
+    cells = [f"`{row['task']}`", f"`{row['config']}`", *_quality(row), *costs]
     return f"| {' | '.join(cells)} |"
+
+
+def _quality(row: dict[str, str]) -> tuple[str, str]:
+    """The metric of the row's task before and after training; empty without a test."""
+    for metric in task_metrics():
+        column = metric.name.replace(" ", "_")
+        if row[column]:
+            before = row[f"zero_shot_{column}"]
+            return (
+                metric.text(float(before)) if before else "",
+                f"**{float(row[column]):.{metric.decimals}f}**",
+            )
+    return "", ""
 
 
 if __name__ == "__main__":

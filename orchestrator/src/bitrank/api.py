@@ -29,13 +29,14 @@ from bitrank.planning.in_memory import check_names, folder_of, restored_threads
 from bitrank.planning.make_plan import PlanResult, make_plan
 from bitrank.planning.plan_options import PLAN_DEFAULTS, PlanOptions, request_from_options
 from bitrank.run.quantizers import encoder_of
+from bitrank.spec.config import Config
 from bitrank.spec.configs import config_of_plan
-from bitrank.spec.make_spec import make_spec
+from bitrank.spec.make_spec import make_spec, refuse
 from bitrank.spec.plan_file import check_plan_data, plan_data, read_plan
 from bitrank.spec.plan_file import save_plan as _save_plan
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.rule_interface import AttachOptions, RankRule
-from bitrank.spec.run_spec import RunSpec
+from bitrank.spec.run_spec import TUNED, RunSpec
 
 if TYPE_CHECKING:
     from bitrank_analysis import ReadOnlyStore
@@ -44,6 +45,13 @@ if TYPE_CHECKING:
 __all__ = ["apply", "attach", "load_plan", "open_store", "plan", "save_plan"]
 
 Plan = dict[str, Any]
+# Fields of the planned run that arguments of `plan` decide, or the plan itself.
+_BY_ARGUMENT = {
+    "model": "give the model as the first argument",
+    "plan": "this function makes a plan; leave it out",
+    "init": "costs are those of the argument init; give init=",
+    **dict.fromkeys(TUNED, "the planner chooses the ranks; restrict them with ranks=, max_rank= or pins="),
+}
 
 
 def plan(
@@ -86,7 +94,8 @@ def plan(
               ``{"down_proj": ("int8", None)}``.
             - ``max_trainable``: maximum trainable parameters of the adapters.
             - ``profile``: defaults for this kind of task.
-            - ``settings``: fields of the spec of the planned run, such as ``{"max_length": 256}``.
+            - ``settings``: fields of the spec of the planned run, such as ``{"max_length": 256}``; not those
+              that the other arguments decide.
 
     Returns:
         The plan as plain data: ``precision``, ``ranks``, ``bytes`` and ``budget`` (bytes),
@@ -106,9 +115,11 @@ def plan(
     if unexpected := set(options) - set(PLAN_DEFAULTS):
         raise TypeError(f"plan() got an unexpected keyword argument {min(unexpected)!r}")
     chosen: PlanOptions = {**PLAN_DEFAULTS, **options}
+    settings = chosen["settings"] or {}
+    refuse(settings, _BY_ARGUMENT | ({"quantizer": "give quantizer= once"} if "quantizer" in options else {}))
     request = request_from_options(budget, chosen)
     with folder_of(model, tokenizer) as folder, restored_threads():
-        given = {"quantizer": chosen["quantizer"], **(chosen["settings"] or {}), "model": folder}
+        given = {"quantizer": chosen["quantizer"], **settings, "model": folder}
         spec = make_spec(find_profile(chosen["profile"]), "B-FP", str(task), given)
         if isinstance(model, nn.Module):
             check_names(model, spec)
@@ -182,7 +193,7 @@ def attach(
     model: nn.Module,
     plan: Mapping[str, Any],
     *,
-    scale: float | AdapterScale = RunSpec.adapter_scale,
+    scale: float | AdapterScale | None = None,
     heads: list[str] | None = None,
     total_steps: int | None = None,
     init: str | None = None,
@@ -195,7 +206,7 @@ def attach(
         plan: from :func:`plan` or :func:`load_plan`; uses ``ranks`` (module → rank), ``adaptive``,
             ``rank_rule`` or ``rank_rule_of``.
         scale: factor on the output of an adapter of rank 8, α / 8; default: that of runs. Other ranks
-            follow the policy of runs; a :class:`~bitrank_adapters.AdapterScale` names another policy.
+            follow the policy of runs with this plan; a :class:`~bitrank_adapters.AdapterScale` names another.
         heads: modules to train whole; default: the head of a classifier.
         total_steps: optimizer steps of the training; needed if the plan is ``adaptive`` (AdaLoRA). Then give
             :class:`~bitrank_adapters.AdaLoraCallback` to transformers' ``Trainer``.
@@ -227,7 +238,7 @@ def attach(
     _check_attachable(data, config.rank, chosen_init, total_steps)
     blocks = [m for m in weight_matrices(model) if m.adaptable]
     options = AttachOptions(
-        scale=scale if isinstance(scale, AdapterScale) else AdapterScale(scale, RunSpec.scale_policy),
+        scale=scale if isinstance(scale, AdapterScale) else _scale_of_runs(config, scale),
         heads=_heads(model) if heads is None else heads,
         seed=seed,
         total_steps=total_steps or 0,
@@ -303,6 +314,12 @@ def _check_attachable(data: Plan, rule: RankRule, init: str, total_steps: int | 
         raise UserError(
             "this plan is adaptive (AdaLoRA): give total_steps, the optimizer steps of the training"
         )
+
+
+def _scale_of_runs(config: Config, scale: float | None) -> AdapterScale:
+    """The scale of adapters in a run of ``config``; ``scale`` replaces its factor."""
+    own = {key: config.settings.get(key, getattr(RunSpec, key)) for key in ("adapter_scale", "scale_policy")}
+    return AdapterScale(own["adapter_scale"] if scale is None else scale, own["scale_policy"])
 
 
 def _heads(model: nn.Module) -> list[str]:

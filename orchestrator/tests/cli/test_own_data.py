@@ -11,6 +11,7 @@ import torch
 from bitrank.cli.main import _parser, main
 from bitrank.cli.options import given_settings
 from bitrank.cli.plan_request import measured_spec
+from bitrank.cli.settings import OF_RUN
 from bitrank.models.locate import locate
 from bitrank.run.data import load_data
 from bitrank.sensitivity.measure import tables_place
@@ -193,7 +194,7 @@ def test_named_columns_and_a_test_file_reach_run_and_plan(tmp_path: Path) -> Non
     settings = {"text_column": "review", "label_column": "stars", "test_file": test}
     expected = make_spec(find_profile("smoke"), "B-FP", str(tmp_path / "mine.csv"), settings)
     run = _parser().parse_args(["run", "--config", "B-FP", *words])
-    assert given_settings(run) == settings
+    assert given_settings(run, OF_RUN) == settings
     plan = _parser().parse_args(["plan", "--budget", "9bits", *words])
     planned = replace(expected, quantizer="search")
     assert measured_spec(plan) == planned and planned.file_options.test_file == test

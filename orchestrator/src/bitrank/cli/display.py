@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from bitrank.execution.attempt import Job
 from bitrank.spec.run_spec import RunSpec
@@ -87,8 +88,8 @@ class Progress:
             figures = _figures(job)
             state = job.phase if job.status == "running" and job.phase else job.status
             table.add_row(
-                job.spec.run_name,
-                f"[{_STYLE.get(job.status, 'red')}]{state}[/]",
+                Text(job.spec.run_name),
+                Text(state, _STYLE.get(job.status, "red")),
                 *(figures[name] for name in names),
             )
         return table
@@ -139,7 +140,8 @@ def results_table(rows: Sequence[tuple[RunSpec, dict[str, Any], str]]) -> Table:
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     for spec, figures, state in rows:
-        table.add_row(spec.run_name, f"[{_STYLE.get(state, 'red')}]{state}[/]", *_cells(spec.kind, figures))
+        state_cell = Text(state, _STYLE.get(state, "red"))
+        table.add_row(Text(spec.run_name), state_cell, *_cells(spec.kind, figures))
     return table
 
 

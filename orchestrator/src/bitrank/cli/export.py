@@ -128,7 +128,7 @@ def _show(audit: Audit, target: ExportTarget) -> None:
     for name, before in audit.before.items():
         rounded = [audit.rounded[name]] if audit.rounded else []
         quality.add_row(name, *(f"{value:.4f}" for value in (before, audit.after[name], *rounded)))
-    console().print(quality)
+    console().print(quality, markup=False)
     worst = sorted(audit.matrices.items(), key=lambda item: -item[1].after)
     shown = f"the {min(_SHOWN, len(worst))} worst of {len(worst)}"
     errors = Table(
@@ -144,7 +144,7 @@ def _show(audit: Audit, target: ExportTarget) -> None:
     )
     for name, row in worst[:_SHOWN]:
         errors.add_row(name, row.format, row.stored, str(row.rank), f"{row.before:.2%}", f"{row.after:.2%}")
-    console().print(errors)
+    console().print(errors, markup=False)
     for (planned, stored), count in audit.replaced().items():
         print(
             f"{count} matrices of format {planned} are stored as {stored}, the nearest that the runtime has"

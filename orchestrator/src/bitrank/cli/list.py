@@ -163,7 +163,7 @@ def add_list(commands: Any) -> None:
     parser.add_argument(
         "--arms",
         action="store_true",
-        help="list the configs (values of --configs) and the arms of `bitrank study systems`, with their sources",
+        help="list configs (values of --configs) and arms of `bitrank study systems`, with their sources",
     )
     add_settings(parser)
 
@@ -180,5 +180,5 @@ def _list(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(data)
     else:
-        console().print(shown)
+        console().print(shown, markup=False)  # names may have brackets
     return 0

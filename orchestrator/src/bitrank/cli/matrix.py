@@ -18,6 +18,7 @@ from bitrank.cli.options import (
     chosen_specs,
     given_settings,
 )
+from bitrank.cli.settings import OF_RUN
 from bitrank.errors import UserError
 from bitrank.execution import registry
 from bitrank.run.text_scores import check_scores
@@ -46,6 +47,8 @@ MATRIX = """examples:
   bitrank matrix --profile paper --store http://tracking:5000 --executor ray --ray-address head:6379
   bitrank matrix --profile smoke --force"""
 
+SMOKE_NOTICE = "Profile smoke: tiny random models on toy text; do not interpret these numbers."
+
 
 def show(jobs: Sequence[Job], options: Options) -> None:
     """Print the table of results, notices, the reasons of failures, and the locations of the files."""
@@ -70,12 +73,13 @@ def show(jobs: Sequence[Job], options: Options) -> None:
     complete = sum(job.status in {"finished", "done", "stale"} for job in jobs)
     screen.print(f"\n{complete} of {len(jobs)} runs are complete.", highlight=False)
     if jobs and jobs[0].spec.profile == "smoke":
-        screen.print(
-            "Profile smoke: tiny random models on toy text; do not interpret these numbers.", highlight=False
-        )
+        screen.print(SMOKE_NOTICE, highlight=False)
     store = Store.parse(options.store).shown
     screen.print(
-        f"results: {options.results}   store: {store}   UI: make ui", highlight=False, soft_wrap=True
+        f"results: {options.results}   store: {store}   UI: make ui",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
     )
 
 
@@ -135,9 +139,7 @@ def _matrix(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     if (arguments.config is None) == (arguments.plan is None):
         raise UserError(f"give --config (one of {', '.join(CONFIGS)}) or --plan FILE, and not both")
-    given = given_settings(arguments)
-    if arguments.seed is not None:
-        given["seed"] = arguments.seed
+    given = given_settings(arguments, OF_RUN)
     spec = make_spec(find_profile(arguments.profile), arguments.config or "", arguments.task, given)
     return _execute([spec], arguments, jobs=1)
 

@@ -48,6 +48,9 @@ def keep_findings(store: str, profile: str, folder: Path) -> None:
 
     A study whose findings cannot be written is finished all the same, so the reason is only printed.
     """
+    if is_served(store):
+        print(f"notes: not written: {served_advice(f'bitrank-{profile}')}")
+        return
     from bitrank_analysis import load_study, open_store
     from bitrank_analysis.report import collect
 
@@ -61,6 +64,22 @@ def keep_findings(store: str, profile: str, folder: Path) -> None:
         return
     if written:
         print(f"notes: {len(written)} new in {folder}")
+
+
+def is_served(store: str) -> bool:
+    """Whether ``store`` is a tracking server: the analysis reads the database that is behind it."""
+    from bitrank.tracking.store import Store
+
+    return Store.parse(store).database is None
+
+
+def served_advice(experiment: str) -> str:
+    """How to read the results of ``experiment`` from the database of a server."""
+    return (
+        "a tracking server has no tables to read. The runs are in its database; report and notes: bitrank "
+        f"report --experiment {experiment} --store postgresql://USER@HOST/DATABASE (or the folder of its "
+        "mlflow.db)"
+    )
 
 
 def write_notes(study: Any, report: Any, folder: Path) -> list[Path]:

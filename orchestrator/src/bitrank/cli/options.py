@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bitrank.cli.arguments import comma_separated, file_path, location, seeds
 from bitrank.cli.help import list_names, tasks
+from bitrank.cli.settings import OF_MATRIX, parse_field, parsed_settings, with_options
 from bitrank.errors import UserError
 from bitrank.spec.configs import CONFIGS, DEFAULT_CONFIGS
 from bitrank.spec.fields import OneOf, about_of, first, hints_of, limits_of
 from bitrank.spec.make_spec import SETTABLE
 from bitrank.spec.matrix import matrix
-from bitrank.spec.parse import parse_setting
 from bitrank.spec.profiles import PROFILES, find_profile
 from bitrank.spec.run_spec import FILE_OPTIONS, RunSpec
 
@@ -128,14 +129,15 @@ def add_field(parser: argparse.ArgumentParser, option: str, field: str, metavar:
 
     def read(text: str) -> Any:
         try:
-            return parse_setting(f"{field}={text}")[1]
+            return parse_field(field, text)
         except UserError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     parser.add_argument(option, dest=field, type=read, metavar=metavar, action=_FieldAction)
 
 
-def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+def given_settings(arguments: argparse.Namespace, refused: Mapping[str, str]) -> dict[str, Any]:
+    """Return the fields of the spec that options and ``--set`` give, except those in ``refused``."""
     keys = (
         "quant_backend",
         "quantizer",
@@ -146,18 +148,19 @@ def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "steps",
         "batch_size",
         "plan",
+        "seed",
         "mps_safe",
         "processes",
         "shard",
         "kind",
         *FILE_OPTIONS,
     )
-    given = {part: getattr(arguments, part) for part in keys if getattr(arguments, part, None) is not None}
-    return {**given, **dict(parse_setting(text) for text in arguments.set)}
+    options = {key: getattr(arguments, key, None) for key in keys}
+    return with_options(parsed_settings(arguments.set, refused), options)
 
 
 def chosen_specs(arguments: argparse.Namespace) -> list[RunSpec]:
     profile = find_profile(arguments.profile)
     tasks = arguments.tasks or list(profile.tasks)
     chosen = arguments.seeds if arguments.seeds is not None else list(profile.seeds)
-    return matrix(profile, arguments.configs, tasks, chosen, given_settings(arguments))
+    return matrix(profile, arguments.configs, tasks, chosen, given_settings(arguments, OF_MATRIX))

@@ -7,7 +7,7 @@ from typing import Any
 
 from bitrank.cli.arguments import comma_separated, file_path, location, positive, ranks, whole
 from bitrank.cli.help import exact_planners, formats, list_names, planners, quantizers, runtimes, ties
-from bitrank.cli.options import add_file_options
+from bitrank.cli.options import add_field, add_file_options
 from bitrank.cli.plan_output import Planned, show_plan
 from bitrank.cli.plan_request import config_spec, measured_spec, plan_request, print_progress
 from bitrank.errors import UserError
@@ -94,6 +94,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "config.json without weights)",
     )
     list_names(quantizer, quantizers)
+    add_field(parser, "--seed", "seed")
     parser.add_argument(
         "--learning",
         default="none",

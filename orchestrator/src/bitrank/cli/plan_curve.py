@@ -50,7 +50,7 @@ def show_curve(arguments: argparse.Namespace, outline: bool) -> int:
     if arguments.json:
         print(json.dumps(data, indent=1))
     else:
-        console().print(_table(curve))
+        console().print(_table(curve), markup=False)
         if arguments.save is not None:
             console().print(f"\nsaved: {arguments.save}", soft_wrap=True, markup=False)
     if missing := curve.missing:

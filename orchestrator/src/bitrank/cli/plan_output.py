@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # imports torch
 
     from bitrank.planning.budget import Sizes
 
+_TO_FILL_IN = "TASK: a task's name or your own file; FOLDER: the model's folder with its weights"
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -45,8 +47,8 @@ def show_plan(
         return 0
     screen = console()
     if arguments.matrices:
-        screen.print(plan_lines(plan, items))
-    screen.print(plan_view(plan, items, shown))
+        screen.print(plan_lines(plan, items), markup=False)
+    screen.print(plan_view(plan, items, shown), markup=False)
     if arguments.save is not None:
         screen.print(
             f"\nsaved: {arguments.save}   page: {page_path(arguments.save)}   "
@@ -58,15 +60,20 @@ def show_plan(
 
 
 def _run_command(arguments: argparse.Namespace) -> str:
-    """The command that trains with the saved plan on the same task, model and settings."""
-    parts = ["bitrank", "run", "--plan", str(arguments.save), "--task", str(arguments.task)]
+    """The command that trains with the saved plan on the same task, model and settings.
+
+    A plan from a ``config.json`` has neither a task nor weights, so words in capitals stand for both.
+    """
+    outline = arguments.task is None
+    parts = ["bitrank", "run", "--plan", str(arguments.save), "--task", arguments.task or "TASK"]
     if arguments.model is not None:
-        parts += ["--model", str(arguments.model)]
+        parts += ["--model", "FOLDER" if outline else arguments.model]
     if arguments.profile != "laptop":
         parts += ["--profile", arguments.profile]
-    for field in FILE_OPTIONS:
+    for field in ("seed", *FILE_OPTIONS):
         if (value := getattr(arguments, field)) is not None:
             parts += [f"--{field.replace('_', '-')}", str(value)]
     for setting in arguments.set:
         parts += ["--set", setting]
-    return shlex.join(parts)
+    ending = f" ({_TO_FILL_IN})" if outline else ""
+    return shlex.join(parts) + ending

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from bitrank.errors import UserError
+from bitrank.cli.settings import OF_OUTLINE, OF_PLAN, parsed_settings, with_options
+from bitrank.errors import UserError, shortened
 from bitrank.spec.configs import PLAN_QUANTIZER
-from bitrank.spec.make_spec import check, make_spec
-from bitrank.spec.parse import parse_setting
+from bitrank.spec.make_spec import check, make_spec, refuse
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import FILE_OPTIONS, RunSpec
 from bitrank.spec.task_kinds import LANGUAGE_MODELLING
@@ -20,20 +22,24 @@ if TYPE_CHECKING:  # imports torch
 
 def measured_spec(arguments: argparse.Namespace) -> RunSpec:
     """The spec of the planned run; sensitivities are measured on its model and task."""
-    given = {key: getattr(arguments, key) for key in ("model", "quantizer", *FILE_OPTIONS)}
-    options = {"quantizer": PLAN_QUANTIZER}
-    options |= dict(parse_setting(text) for text in arguments.set)
-    options |= {key: value for key, value in given.items() if value is not None}
+    given = _given(arguments, OF_PLAN, "model", *FILE_OPTIONS)
+    options = {"quantizer": PLAN_QUANTIZER, **given}
     return make_spec(find_profile(arguments.profile), "B-FP", arguments.task, options)
 
 
 def config_spec(arguments: argparse.Namespace) -> RunSpec:
     """The spec of a run of the model that ``--model``, a ``config.json``, describes."""
-    settings = dict(parse_setting(text) for text in arguments.set)
-    options: dict[str, Any] = {"batch_size": 1, "max_length": 512, "steps": 1, **settings}
-    if arguments.quantizer is not None:
-        options["quantizer"] = arguments.quantizer
+    refuse([key for key in FILE_OPTIONS if getattr(arguments, key) is not None], OF_OUTLINE)
+    given = _given(arguments, OF_OUTLINE)
+    length = {} if "epochs" in given else {"steps": 1}
+    options: dict[str, Any] = {"batch_size": 1, "max_length": 512, **length, **given}
     return check(RunSpec(config="B-FP", task="", model=arguments.model, kind=LANGUAGE_MODELLING, **options))
+
+
+def _given(arguments: argparse.Namespace, refused: Mapping[str, str], *options: str) -> dict[str, Any]:
+    """The fields that ``--set``, ``options``, ``--quantizer`` and ``--seed`` give."""
+    given = {key: getattr(arguments, key) for key in ("quantizer", "seed", *options)}
+    return with_options(parsed_settings(arguments.set, refused), given)
 
 
 def plan_request(arguments: argparse.Namespace, budget: str) -> PlanRequest:
@@ -68,11 +74,22 @@ def print_progress(step: str) -> None:
 def _pins(texts: list[str]) -> dict[str, tuple[str | None, int | None]]:
     pins: dict[str, tuple[str | None, int | None]] = {}
     for text in texts:
-        part, equals, choice = text.partition("=")
-        fmt, _, rank = choice.partition(":")
-        if not equals or not part or (rank and not rank.isdecimal()) or not (fmt or rank):
-            raise UserError(
-                f"expected a pin like down_proj=int4-g64-dq:16, down_proj=int8 or down_proj=:16, got {text!r}"
-            )
-        pins[part] = (fmt or None, int(rank) if rank else None)
+        part, fmt, rank = _pin(text)
+        before, known = pins.get(part, (None, None))
+        for old, new in ((before, fmt), (known, rank)):
+            if None not in (old, new) and old != new:
+                raise UserError(f"the pins of {part!r} disagree: {old} and {new}; give one of them")
+        pins[part] = (before if fmt is None else fmt, known if rank is None else rank)
     return pins
+
+
+def _pin(text: str) -> tuple[str, str | None, int | None]:
+    part, equals, choice = text.partition("=")
+    fmt, _, rank = choice.partition(":")
+    is_rank = re.fullmatch(r"\d{0,5}", rank, re.ASCII) is not None
+    if not equals or not part or not is_rank or not (fmt or rank):
+        raise UserError(
+            "expected a pin like down_proj=int4-g64-dq:16, down_proj=int8 or down_proj=:16, got "
+            f"{shortened(text)}"
+        )
+    return part, fmt or None, int(rank) if rank else None

@@ -13,19 +13,18 @@ from bitrank_data import write_atomically
 
 from bitrank.cli.arguments import comma_separated, factors, file_path, location, seeds, whole
 from bitrank.cli.help import list_names, studies, study_arms
-from bitrank.cli.notes import add_folder, keep_findings
+from bitrank.cli.matrix import SMOKE_NOTICE, show
+from bitrank.cli.notes import add_folder, is_served, keep_findings, served_advice
 from bitrank.cli.options import WANDB
+from bitrank.cli.settings import OF_STUDY, parsed_settings
+from bitrank.errors import FAILED
 from bitrank.execution.registry import add_options as add_executor
 from bitrank.execution.registry import execution
-from bitrank.spec.parse import parse_setting
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import Profile, find_profile
-from bitrank.spec.run_spec import RunSpec
 
 if TYPE_CHECKING:
-    from bitrank.execution.matrix import Options
-    from bitrank.planning.learning_rates import Cell
     from bitrank.planning.planner_studies import PlannerStudy
-    from bitrank.tracking.run_state import StoredRun
 
 EXAMPLES = """examples:
   bitrank study allocators --quick              one seed, one budget, a third of the steps, small searches
@@ -89,8 +88,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
     """Forecast, plan, choose learning rates, execute missing runs, and print the report of ``report``."""
     how = execution(arguments, arguments.jobs)
+    settings = parsed_settings(arguments.set, OF_STUDY)
     from bitrank.cli.display import Progress
-    from bitrank.cli.matrix import show
+    from bitrank.cli.study_checks import check_has_runs, check_study
+    from bitrank.cli.study_rates import tuned_specs
+    from bitrank.execution.local import choose_slots
     from bitrank.execution.matrix import Options, run_study
     from bitrank.planning.planner_studies import profile_of
     from bitrank.planning.study_plans import planning_costs, study_specs
@@ -103,26 +105,43 @@ def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
     base = find_profile(arguments.profile)
     profile = profile_of(arguments.name, base, arguments.quick)
     folder = arguments.results / profile.name
-    settings = dict(parse_setting(text) for text in arguments.set)
     tasks = arguments.tasks or list(base.tasks)
-    jobs = arguments.jobs or _slots(profile, tasks)
+    samples = [make_spec(profile, "B-FP", task, settings) for task in tasks]
+    check_study(study, samples, folder / "plans")
+    jobs = arguments.jobs or choose_slots(samples)
     _print_forecast(study, profile, tasks, settings, arguments.store, jobs)
     if arguments.forecast:
         return 0
     planned = study_specs(study, profile, tasks, settings, folder / "plans", jobs)
+    check_has_runs(planned)
     options = Options(arguments.store, folder, how)
-    tuned, rate_seconds = _tuned(planned.specs, study, options)
+    tuned, rate_seconds = tuned_specs(planned.specs, study, options)
+    if not tuned:  # the reasons are printed
+        return FAILED
     done = run_study(tuned, options, Progress)
     show(done, options)
     costs = {"plans": planning_costs(tuned, rate_seconds), "left_out": planned.left_out}
     write_atomically(folder / "planning.json", json.dumps(costs, indent=1))
-    reference = [f"{study.reference}-{budget.lstrip('=')}" for budget in study.budgets]
-    print(report(arguments.store, f"bitrank-{profile.name}", reference, folder / "planning.json", folder))
-    keep_findings(arguments.store, profile.name, arguments.notes)
+    _print_report(arguments, study, profile.name, folder, report)
     is_whole = len(tuned) == len(planned.specs) and all(
         job.status in {"finished", "done", "stale"} for job in done
     )
-    return 0 if is_whole else 1
+    return 0 if is_whole else FAILED
+
+
+def _print_report(
+    arguments: argparse.Namespace, study: PlannerStudy, name: str, folder: Path, report: Callable[..., str]
+) -> None:
+    """Print the report of ``report`` and keep its findings, if the store can be read and its runs count."""
+    if is_served(arguments.store):
+        print(f"report: not written: {served_advice(f'bitrank-{name}')}")
+        return
+    reference = [f"{study.reference}-{budget.lstrip('=')}" for budget in study.budgets]
+    print(report(arguments.store, f"bitrank-{name}", reference, folder / "planning.json", folder))
+    if arguments.profile == "smoke":  # the experiment has the study's name, by which nobody knows
+        print(SMOKE_NOTICE)
+    else:
+        keep_findings(arguments.store, name, arguments.notes)
 
 
 def _study(arguments: argparse.Namespace) -> PlannerStudy:
@@ -144,19 +163,6 @@ def _study(arguments: argparse.Namespace) -> PlannerStudy:
     return dataclasses.replace(find_study(arguments.name, arguments.quick), **given)
 
 
-def _slots(profile: Profile, tasks: Sequence[str]) -> int:
-    """Runs at the same time that cores and memory allow."""
-    from bitrank_data import open_task
-
-    from bitrank.execution.local import choose_slots
-
-    sample = [
-        RunSpec("B-FP", task, "", threads=profile.fields_for(open_task(task).kind, task).get("threads"))
-        for task in tasks
-    ]
-    return choose_slots(sample)
-
-
 def _print_forecast(
     study: PlannerStudy,
     profile: Profile,
@@ -169,72 +175,3 @@ def _print_forecast(
 
     for line in forecast_lines(forecast_study(study, profile, tasks, settings, store), jobs):
         print(line, flush=True)
-
-
-def _tuned(
-    specs: list[RunSpec], study: PlannerStudy, options: Options
-) -> tuple[list[RunSpec], dict[Cell, float]]:
-    """``specs`` at the learning rates and lengths that follow from the runs of the grid.
-
-    The second value is the seconds of these runs by config and task. Executes the missing runs of the grid.
-    Cells whose grid is not complete are left out and named. A grid of one rate needs no run.
-    """
-    from bitrank.planning.learning_rates import (
-        at_factor,
-        cell_of,
-        choose_rates,
-        grid_specs,
-        rate_rows,
-        with_rates,
-    )
-    from bitrank.planning.study_plans import longer_cells, trained_longer
-
-    longer = longer_cells(specs, study)
-    is_tuned = len(study.rates) > 1
-    if len(study.rates) == 1:
-        specs = at_factor(specs, study.rates[0])
-    measured = specs if is_tuned else [spec for spec in specs if spec.config in longer]
-    if not measured:
-        return specs, {}
-    grid, runs = _executed(grid_specs(measured, study.rates if is_tuned else (1.0,)), study.walks, options)
-    chosen = choose_rates(grid, runs, study.walks)
-    write_atomically(options.results / "rates.json", json.dumps(rate_rows(chosen), indent=1))
-    left_out = {cell_of(spec) for spec in measured} - chosen.keys()
-    for config, task in sorted(left_out):
-        print(
-            f"{config} on {task} is left out: a run of its grid of learning rates failed; repeat the command"
-        )
-    kept = [spec for spec in specs if cell_of(spec) not in left_out]
-    tuned = with_rates(kept, chosen) if is_tuned else kept
-    lengthened = [
-        trained_longer(spec, longer[spec.config], chosen[cell_of(spec)].seconds_per_step)
-        if spec.config in longer
-        else spec
-        for spec in tuned
-    ]
-    return lengthened, {cell: choice.seconds for cell, choice in chosen.items()}
-
-
-def _executed(
-    grid: Sequence[RunSpec], walks: bool, options: Options
-) -> tuple[list[RunSpec], dict[str, StoredRun]]:
-    """Execute the runs of ``grid`` that a choice needs; returns ``grid`` with the digests of hub models, and
-    the stored runs by spec id.
-
-    A run that fails is not tried again.
-    """
-    from bitrank.cli.display import Progress
-    from bitrank.execution.matrix import open_jobs, run_study
-    from bitrank.planning.learning_rates import missing
-    from bitrank.spec.inputs import resolve_hub_digests
-
-    grid = [resolve_hub_digests(spec) for spec in grid]
-    options = dataclasses.replace(options, results=options.results / "rates")
-    runs: dict[str, StoredRun] = {}
-    tried: set[str] = set()
-    while due := [spec for spec in missing(grid, runs, walks) if spec.spec_id not in tried]:
-        run_study(due, options, Progress)
-        tried |= {spec.spec_id for spec in due}
-        tracker, _ = open_jobs(grid, options)
-        runs = dict(tracker.runs())
-    return grid, runs

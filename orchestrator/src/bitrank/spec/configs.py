@@ -7,6 +7,7 @@ planner chooses formats and ranks for each model and task, before the run
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -118,6 +119,7 @@ CONFIGS: dict[str, Arm] = {
     ),
     **SYSTEMS,
 }
+_LARGEST = 2**16  # that of a rank
 _SPECIAL = (ENCODER_DECODER, SYSTEM)
 # Arms of the study that every model supports, and of the matrix unless others are given.
 DEFAULT_CONFIGS = tuple(name for name, arm in CONFIGS.items() if arm.family not in _SPECIAL)
@@ -181,16 +183,34 @@ def _config_named_in(plan: Mapping[str, Any], source: str) -> Config | None:
     if plan["adaptive"] or plan["rank_rule"]:
         raise UserError(f"{source} is not a plan: it has rank_rule_of and another rule of ranks; remove one")
     changed = {key: value for key, value in given.items() if key != "config"}
-    config = find_config(given.get("config", ""))
+    name = given.get("config", "")
+    if not isinstance(name, str):
+        raise UserError(f"{source} is not a plan: config of rank_rule_of must be text, got {shortened(name)}")
+    config = find_config(name)
     known = {f.name: getattr(config.rank, f.name) for f in fields(config.rank)}  # type: ignore[arg-type]
     for key, value in changed.items():
-        if type(value) is not type(known.get(key)) or (type(value) is int and value < 1):
+        if not _is_like(key, value, known.get(key)):
             own = ", ".join(f"{name}={text}" for name, text in known.items())
             raise UserError(
                 f"{source} is not a plan: expected fields of the rank rule of {given['config']} such as "
                 f"{own}, got {key}={shortened(value)}"
             )
     return replace(config, rank=replace(config.rank, **changed))  # type: ignore[type-var]
+
+
+def _is_like(key: str, value: Any, known: Any) -> bool:
+    """Whether ``value`` can replace ``known`` in the field ``key`` of a rank rule."""
+    if type(value) is not type(known):
+        return False
+    if isinstance(value, dict):
+        is_complete = known.keys() <= value.keys() <= known.keys() | {"cross-attention"}
+        return is_complete and all(type(rank) is int and 0 <= rank <= _LARGEST for rank in value.values())
+    if type(value) is int:
+        return 1 <= value <= _LARGEST
+    if isinstance(value, float):
+        return math.isfinite(value) and value >= 0
+    rules_of_arms = (arm.rank for arm in CONFIGS.values() if isinstance(arm, Config))
+    return key != "part" or value in {getattr(rule, key, None) for rule in rules_of_arms}
 
 
 def _rank_rule_of(plan: Mapping[str, Any], source: str) -> RankRule:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from bitrank.spec.run_spec import DIGESTS, FILE_OPTIONS, TUNED, RunSpec
 
 # `--set key=value` cannot set these fields: they have their own options, or follow from other fields.
 _FIXED = {"config", "task", "profile", "arm", *DIGESTS}
-SETTABLE = tuple(f.name for f in fields(RunSpec) if f.name not in _FIXED)
+_BY_OPTION = ("plan", "seed")  # they replace the arms and seeds that a command was asked for
+SETTABLE = tuple(f.name for f in fields(RunSpec) if f.name not in {*_FIXED, *_BY_OPTION})
+_OVERRIDES = (*SETTABLE, *_BY_OPTION)
 
 
 def make_spec(
@@ -35,8 +37,8 @@ def make_spec(
 
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     for key in given:
-        if key not in SETTABLE:
-            raise unknown("key", key, SETTABLE)
+        if key not in _OVERRIDES:
+            raise unknown("key", key, _OVERRIDES)
     # Validate before opening paths: text that cannot be a path would raise an error of the operating system.
     validate(RunSpec, {"config": "-", "model": "-", "task": task, **given})
     task = located(task) if is_path(task) else task
@@ -60,6 +62,13 @@ def make_spec(
     chosen["model_digest"] = model_digest(chosen["model"])
     data = arm.as_data()
     return check(RunSpec(config=name, task=task, profile=profile.name, kind=source.kind, arm=data, **chosen))
+
+
+def refuse(settings: Iterable[str], reasons: Mapping[str, str]) -> None:
+    """Raise :class:`UserError` for the first key of ``settings`` in ``reasons``, which say what to do."""
+    for key in settings:
+        if key in reasons:
+            raise UserError(f"{key} is no setting here: {reasons[key]}")
 
 
 def _name_of_plan(path: Path) -> str:

@@ -15,9 +15,7 @@ _STAGES = ("before training", "after training")
 
 def recovery(evidence: Evidence) -> Figure:
     """Quality before and after training, one row per arm (mean over seeds)."""
-    mean = metric_of(evidence.metric).over_runs
-    runs = evidence.measured("zero", "quality").groupby("config", as_index=False)
-    means = runs[["zero", "quality"]].agg(mean)
+    means = _means(evidence)
     ends = means.assign(
         zero=phrasing.on_axis(means["zero"], evidence.metric),
         quality=phrasing.on_axis(means["quality"], evidence.metric),
@@ -60,6 +58,12 @@ def recovery(evidence: Evidence) -> Figure:
         f"training.{evidence.left_out(means)}"
     )
     return Figure("recovery", _title(means, evidence), chart, note)
+
+
+def _means(evidence: Evidence) -> pd.DataFrame:
+    """The metric's mean over seeds before and after training, one row per arm."""
+    runs = evidence.measured("zero", "quality").groupby("config", as_index=False)
+    return runs[["zero", "quality"]].agg(metric_of(evidence.metric).over_runs)
 
 
 def _label(points: pd.DataFrame, y: alt.Y, stage: str, higher_is_better: bool) -> alt.Chart:

@@ -1,0 +1,130 @@
+"""What ``--set`` may not set: fields that another option decides are refused with the option to give."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from bitrank.cli.main import _parser, main
+from bitrank.cli.plan_request import config_spec, measured_spec
+
+RUN = ("run", "--profile", "smoke", "--task", "toy_sentences", "--config", "B-FP")
+MATRIX = ("matrix", "--profile", "smoke", "--configs", "B-FP,B-Q4", "--tasks", "toy_sentences")
+PLAN = ("plan", "--profile", "smoke", "--task", "toy_sentences", "--budget", "9bits")
+STUDY = ("study", "eight-bits", "--profile", "smoke", "--tasks", "toy_sentences")
+LLAMA = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 1000,
+}
+
+
+def rejection(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(arguments) == 2
+    return capsys.readouterr().err.strip()
+
+
+@pytest.mark.parametrize(
+    ("command", "setting", "reason"),
+    [
+        (RUN, "plan=my.json", "give --plan FILE in place of --config"),
+        (RUN, "seed=3", "give --seed"),
+        (MATRIX, "plan=my.json", "it would replace every config; train it with `bitrank run --plan FILE`"),
+        (MATRIX, "seed=3", "give --seeds"),
+        (("list", *MATRIX[1:]), "seed=3", "give --seeds"),
+        (PLAN, "plan=my.json", "this command makes a plan; leave it out"),
+        (PLAN, "seed=3", "give --seed"),
+        (PLAN, "init=default", "costs are those of --init; give --init"),
+        (PLAN, "rank=4", "the planner chooses the ranks; restrict them with --ranks, --max-rank or --pin"),
+        (STUDY, "seed=3", "give --seeds"),
+        (STUDY, "init=default", "each arm of a study has its own; choose arms with --arms"),
+    ],
+)
+def test_a_setting_that_an_option_decides_is_refused_with_the_option(
+    capsys: pytest.CaptureFixture[str], place: Path, command: tuple[str, ...], setting: str, reason: str
+) -> None:
+    key = setting.partition("=")[0]
+    assert rejection(capsys, *command, "--set", setting) == f"bitrank: {key} is no setting here: {reason}"
+    assert not list(place.iterdir())
+
+
+@pytest.mark.parametrize("command", [RUN, PLAN])
+def test_two_values_of_one_field_are_refused(
+    capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+) -> None:
+    error = rejection(capsys, *command, "--model", "tiny-bert", "--set", "model=tiny-llama")
+    assert "model has two values, 'tiny-bert' by its option and 'tiny-llama' by --set; give one" in error
+
+
+def test_help_and_errors_offer_no_setting_that_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["matrix", "--help"])
+    offered = capsys.readouterr().out.split("any of model,")[1].replace("\n", " ").split(",")
+    assert not {"plan", "seed"} & {name.strip() for name in offered}
+
+
+def test_the_seed_of_a_plan_is_that_of_its_search_and_of_the_printed_run(
+    capsys: pytest.CaptureFixture[str], place: Path
+) -> None:
+    assert measured_spec(_parser().parse_args([*PLAN, "--seed", "3"])).seed == 3
+    assert main([*PLAN, "--seed", "3", "--set", "max_length=16", "--save", "my.json"]) == 0
+    command = "bitrank run --plan my.json --task toy_sentences --profile smoke --seed 3 --set max_length=16"
+    assert f"train: {command}\n" in capsys.readouterr().out
+
+
+def test_a_plan_from_a_config_refuses_what_it_does_not_read(
+    capsys: pytest.CaptureFixture[str], place: Path
+) -> None:
+    (place / "config.json").write_text(json.dumps(LLAMA))
+    plan = ("plan", "--model", "config.json", "--budget", "9bits")
+    assert "kind is no setting here: without a task" in rejection(
+        capsys, *plan, "--set", "kind=classification"
+    )
+    assert "model is no setting here: it is the config.json" in rejection(capsys, *plan, "--set", "model=x")
+    assert "text_column is no setting here: a plan from a config.json reads no data" in rejection(
+        capsys, *plan, "--text-column", "review"
+    )
+
+
+def test_a_plan_from_a_config_takes_epochs_and_prints_a_run_to_complete(
+    capsys: pytest.CaptureFixture[str], place: Path
+) -> None:
+    (place / "config.json").write_text(json.dumps(LLAMA))
+    plan = ["plan", "--model", "config.json", "--budget", "12bits", "--set", "epochs=3", "--save", "my.json"]
+    spec = config_spec(_parser().parse_args(plan))
+    assert (spec.epochs, spec.steps) == (3, None)
+    assert main(plan) == 0
+    shown = capsys.readouterr().out
+    assert "train: bitrank run --plan my.json --task TASK --model FOLDER --set epochs=3 (TASK: " in shown
+    assert "None" not in shown
+
+
+@pytest.mark.parametrize("order", [("query=int8", "query=:4"), ("query=:4", "query=int8")])
+def test_pins_of_one_name_are_joined(capsys: pytest.CaptureFixture[str], order: tuple[str, str]) -> None:
+    pins = [word for pin in order for word in ("--pin", pin)]
+    assert main([*PLAN[:-1], "12bits", *pins, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    chosen = {(plan["precision"][name], plan["ranks"][name]) for name in plan["precision"] if "query" in name}
+    assert chosen == {("int8", 4)}
+
+
+@pytest.mark.parametrize(
+    ("pins", "message"),
+    [
+        (
+            ("query=int8", "query=int4-g64"),
+            "the pins of 'query' disagree: int8 and int4-g64; give one of them",
+        ),
+        (("query=:4", "query=int8:8"), "the pins of 'query' disagree: 4 and 8; give one of them"),
+        ((f"query=:{'9' * 5000}",), "expected a pin like down_proj=int4-g64-dq:16"),
+    ],
+)
+def test_pins_of_one_name_that_disagree_are_refused(
+    capsys: pytest.CaptureFixture[str], pins: tuple[str, ...], message: str
+) -> None:
+    assert message in rejection(capsys, *PLAN, *[word for pin in pins for word in ("--pin", pin)])
