@@ -34,7 +34,7 @@ def plan_of(given: dict[str, Any]) -> dict[str, Any]:
         ({"config": "Joint-3", "by_role": {"attention": -1, "ffn": 10}}, "got by_role="),
         ({"config": "Joint-3", "by_role": {"attention": 2**16 + 1, "ffn": 10}}, "got by_role="),
         ({"config": "Joint-3", "by_role": {"attention": 6}}, "got by_role="),
-        ({"config": "Joint-3", "by_role": {**JOINT, "atention": 6}}, "got by_role="),
+        ({"config": "Joint-3", "by_role": {**JOINT, "attn": 6}}, "got by_role="),
         ({"config": "LoRA-FFN", "part": "fnn"}, "such as part=ffn, rank=8, got part='fnn'"),
         ({"config": "B-Q4", "rank": 2**16 + 1}, "such as rank=8, got rank=65537"),
         ({"config": "B-Q4", "rank": True}, "such as rank=8, got rank=True"),
