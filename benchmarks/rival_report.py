@@ -19,8 +19,10 @@ FOLDER = PAGE.with_suffix("")
 JOURNAL, COMPARISONS = "evaluations.jsonl", "comparisons.csv"
 REFERENCE = "bitrank"  # the arm that the others are compared with
 ORIGINAL = "16 bits"  # measured once, shown beside every budget
-METRIC = METRICS["ppl"]
-COLUMNS = ["quantizer", "bits", "allocation", "average_bits", "perplexity", "difference", "low", "high", "p"]
+METRIC_KEY = "ppl"
+METRIC = METRICS[METRIC_KEY]
+COLUMNS = ["quantizer", "bits", "allocation", "average_bits", "metric", "perplexity"]
+COLUMNS += ["difference", "low", "high", "p"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def comparisons(found: Sequence[Evaluation]) -> pd.DataFrame:
         if one.arm == ORIGINAL or (one.quantizer, one.bits) not in references:
             continue
         row = {"quantizer": one.quantizer, "bits": one.bits, "allocation": one.arm}
-        row |= {"average_bits": one.average_bits, "perplexity": one.perplexity}
+        row |= {"average_bits": one.average_bits, "metric": METRIC_KEY, "perplexity": one.perplexity}
         if one.arm != REFERENCE:
             compared = log_ratio(one, references[one.quantizer, one.bits])
             low, high = compared.interval(0.05)

@@ -26,8 +26,9 @@ def comparisons(folder: Path) -> Path:
         ("search", 4.5, "first", 9.0, np.log(0.9), 0.001),
     ]
     columns = ["quantizer", "bits", "allocation", "perplexity", "difference", "p_holm"]
+    frame = pd.DataFrame(rows, columns=columns).assign(metric="ppl")
     folder.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows, columns=columns).to_csv(folder / "comparisons.csv", index=False)
+    frame.to_csv(folder / "comparisons.csv", index=False)
     return folder
 
 

@@ -12,7 +12,7 @@ from bitrank_analysis.paper.claims import ALPHA
 from bitrank_analysis.paper.latex import tabular
 
 _FILE = "comparisons.csv"
-_NEEDED = {"quantizer", "bits", "allocation", "perplexity", "difference", "p_holm"}
+_NEEDED = {"quantizer", "bits", "allocation", "metric", "perplexity", "difference", "p_holm"}
 _NO_DIFFERENCE = ", n.s."
 
 
@@ -58,7 +58,7 @@ def _line(rows: pd.DataFrame, bits: float, names: list[str]) -> list[str]:
 
 
 def _cell(row: pd.Series) -> str:
-    quality = phrasing.quality(float(row["perplexity"]), "ppl")
+    quality = phrasing.quality(float(row["perplexity"]), str(row["metric"]))
     if pd.isna(row["difference"]):
         return quality
     shown = "" if row["p_holm"] < ALPHA else _NO_DIFFERENCE
@@ -66,7 +66,7 @@ def _cell(row: pd.Series) -> str:
 
 
 def _change(row: pd.Series) -> str:
-    return phrasing.signed(phrasing.change(float(row["difference"]), "ppl"))
+    return phrasing.signed(phrasing.change(float(row["difference"]), str(row["metric"])))
 
 
 def rivals_sentences(found: pd.DataFrame) -> list[str]:
