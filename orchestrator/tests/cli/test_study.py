@@ -18,7 +18,7 @@ from bitrank.execution.attempt import Job
 from bitrank.execution.matrix import Options
 from bitrank.execution.options import Execution
 from bitrank.planning.learning_rates import grid_specs
-from bitrank.planning.planner_studies import find_study
+from bitrank.planning.planner_studies import STUDIES, find_study
 from bitrank.planning.study_plan_place import plan_path
 from bitrank.planning.study_plans import StudyRuns
 from bitrank.spec.make_spec import make_spec
@@ -84,6 +84,13 @@ def test_a_study_that_cannot_be_run_is_refused_before_measuring(
     assert main([*STUDY, *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not list(place.iterdir())
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_passes_its_own_checks(place: Path, name: str, quick: bool) -> None:
+    samples = [make_spec(find_profile("smoke"), "B-FP", task) for task in ("toy_sentences", "toy_articles")]
+    check_study(find_study(name, quick), samples, place)
 
 
 def test_an_arm_may_train_longer_by_a_plan_of_an_earlier_command(place: Path) -> None:

@@ -209,7 +209,8 @@ def test_wrong_rank_rule_of_a_plan_is_refused(given: dict[str, object], message:
 
 
 def test_study_of_systems_has_every_config_and_no_control(sizes: Sizes) -> None:
-    assert set(CONFIGS) <= set(SYSTEM_ARMS) == set(STUDIES["systems"].arms)
+    arms = (*STUDIES["systems"].arms, *STUDIES["systems"].configs)
+    assert set(CONFIGS) <= set(SYSTEM_ARMS) == set(arms) and len(arms) == len(set(arms))
     assert {name for name, arm in STUDY_ARMS.items() if arm.control}.isdisjoint(SYSTEM_ARMS)
     study = replace(find_study("systems", quick=True), arms=("B-Q4", "B-FP", "Cross-8", "adalora"))
     assert _not_fitting(study, sizes) == 2

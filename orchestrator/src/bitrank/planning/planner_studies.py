@@ -110,7 +110,7 @@ STUDIES: dict[str, PlannerStudy] = {
     "systems": PlannerStudy(
         "published systems at equal bytes, all costs counted, learning rate of each arm by validation",
         "Plan-Q4",
-        SYSTEM_ARMS,
+        tuple(name for name in SYSTEM_ARMS if name not in SIXTEEN_BITS),
         ("=B-Q4", "3.5bits"),
         configs=SIXTEEN_BITS,
         evaluations=24,
