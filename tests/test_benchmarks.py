@@ -401,3 +401,26 @@ def test_inference_table_pairs_rounds_and_shows_failures() -> None:
     assert "| gguf | 30.0 (20.0–40.0) | 2.00 | 50 | 2 |" in text
     assert "| ours | 15.0 (10.0–20.0) | 1.00 | 105 (100–110) | – |" in text
     assert "| mlx | failed: no mlx | failed: no mlx | failed: no mlx | – |" in text
+
+
+def test_masked_sentences_keep_the_words_outside_of_their_masks() -> None:
+    module = load("encoder_decoders")
+    words = [f"w{i}" for i in range(600)]
+    parts = module.masked(" ".join(words), module.random.Random(3)).split()
+    kept = [part for part in parts if part != "<mask>"]
+    masks = len(parts) - len(kept)
+    missing = len(words) - len(kept)
+    assert kept == sorted(set(words) & set(kept), key=words.index)
+    assert masks <= missing <= module.SPAN * masks
+    assert 0.2 < missing / len(words) < 0.4
+
+
+def test_batches_are_words_to_copy_at_first_and_masked_sentences_then() -> None:
+    module = load("encoder_decoders")
+    sentences = [f"the {n} men saw a boat of {n * n} tons" for n in range(300)]
+    sources, targets = module.batch_of(sentences, module.random.Random(0), 0.01)
+    assert sources == targets and len(targets) == module.BATCH
+    assert max(len(text.split()) for text in targets) <= module.LONGEST
+    sources, targets = module.batch_of(sentences, module.random.Random(0), 1.5)
+    assert set(targets) <= set(sentences) and len(targets) == module.BATCH
+    assert any("<mask>" in source for source in sources)
