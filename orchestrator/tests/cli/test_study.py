@@ -90,7 +90,9 @@ def test_a_study_that_cannot_be_run_is_refused_before_measuring(
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_passes_its_own_checks(place: Path, name: str, quick: bool) -> None:
     samples = [make_spec(find_profile("smoke"), "B-FP", task) for task in ("toy_sentences", "toy_articles")]
-    check_study(find_study(name, quick), samples, place)
+    found = find_study(name, quick)
+    check_study(found, samples, place)
+    assert set(found.arms).isdisjoint(found.configs)
 
 
 def test_an_arm_may_train_longer_by_a_plan_of_an_earlier_command(place: Path) -> None:
