@@ -155,7 +155,8 @@ def trained(place: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     kept: list[str] = []
     monkeypatch.setattr("bitrank.planning.study_plans.study_specs", lambda *_: StudyRuns([SPEC], []))
     monkeypatch.setattr("bitrank.execution.matrix.run_study", lambda *_: [job(SPEC, "done")])
-    Path("results/eight-bits").mkdir(parents=True)
+    for folder in ("eight-bits", "eight-bits-smoke"):
+        Path("results", folder).mkdir(parents=True)
     monkeypatch.setattr(study, "_print_forecast", lambda *_: None)
     monkeypatch.setattr(study, "keep_findings", lambda store, name, folder: kept.append(name))
     return kept
@@ -170,9 +171,9 @@ def test_a_study_in_a_server_ends_with_the_command_of_its_report(
     assert "1 of 1 runs are complete." in shown
     assert (
         "report: not written: a tracking server has no tables to read. The runs are in its database; report "
-        "and notes: bitrank report --experiment bitrank-eight-bits --store postgresql://USER@HOST/DATABASE"
+        "and notes: bitrank report --experiment bitrank-eight-bits-smoke --store postgresql://USER@HOST/DATABASE"
     ) in shown
-    assert trained == [] and Path("results/eight-bits/planning.json").exists()
+    assert trained == [] and Path("results/eight-bits-smoke/planning.json").exists()
 
 
 def test_a_matrix_in_a_server_names_the_command_of_its_notes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,11 +10,11 @@ import pytest
 import torch
 from bitrank.errors import UserError
 from bitrank.models.load import load_tokenizer, open_model
-from bitrank.models.locate import folder_of, locate
+from bitrank.models.locate import folder_of, locate, quiet_transformers
 from bitrank.spec.inputs import check_inputs, model_digest
 from bitrank.spec.run_spec import RunSpec
 from small_models import write
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, modeling_gguf_pytorch_utils
 
 NAME = "someone/small"
 OLD, NEW = "a" * 40, "b" * 40
@@ -61,3 +61,9 @@ def test_unpinned_model_of_the_hub_is_that_of_main(hub_cache: Path) -> None:
 def test_commit_that_cannot_be_fetched_is_named(hub_cache: Path) -> None:
     with pytest.raises(UserError, match=f"cannot load the model '{NAME}@{'c' * 40}'"):
         locate(f"{NAME}@{'c' * 40}")
+
+
+def test_converting_a_gguf_file_shows_no_bar_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    quiet_transformers()
+    assert list(modeling_gguf_pytorch_utils.tqdm(range(3), desc="Converting")) == [0, 1, 2]
+    assert capsys.readouterr() == ("", "")

@@ -56,6 +56,15 @@ def test_quick_study_only_shortens_runs() -> None:
     assert whole.by_kind == find_profile("laptop").by_kind and whole.name == "allocators"
 
 
+def test_the_experiment_of_a_study_has_the_name_of_any_profile_but_laptop() -> None:
+    names = [
+        profile_of("systems", find_profile(profile), quick).name
+        for profile in ("laptop", "smoke")
+        for quick in (False, True)
+    ]
+    assert names == ["systems", "systems-quick", "systems-smoke", "systems-smoke-quick"]
+
+
 @pytest.mark.parametrize("config", ["B-Ada", "DoRA-Dynamic-Q4", "ARD-LoRA-Q4"])
 def test_quick_runs_have_the_steps_that_pruned_ranks_need(config: str) -> None:
     """Every rule that prunes ranks can be attached for so many steps."""
@@ -94,7 +103,7 @@ def test_tiny_study_plans_trains_and_compares(
     monkeypatch.chdir(tmp_path)
     assert main([*ARGUMENTS]) == 0
     printed = capsys.readouterr().out
-    folder = Path("results/three-bits-quick")
+    folder = Path("results/three-bits-smoke-quick")
     report = (folder / "report.md").read_text()
     assert (
         report in printed
@@ -128,7 +137,7 @@ def test_study_with_a_grid_trains_each_arm_at_its_best_rate(
     monkeypatch.chdir(tmp_path)
     arguments = ["study", "search-cost", *SMOKE, "--arms", "exact,equal-compute", "--rates", "1,30"]
     assert main([*arguments]) == 0
-    folder = Path("results/search-cost-quick")
+    folder = Path("results/search-cost-smoke-quick")
     rows = {row["config"]: row for row in json.loads((folder / "rates.json").read_text())}
     costs = {row["config"]: row for row in json.loads((folder / "planning.json").read_text())["plans"]}
     assert rows.keys() == costs.keys() == {"exact-9bits", "equal-compute-9bits"}
@@ -153,7 +162,7 @@ def test_quick_study_of_systems_walks_to_its_rates_and_tests_only_reported_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["study", "systems", *SMOKE, "--arms", "B-FP,uniform"]) == 0
-    folder = Path("results/systems-quick")
+    folder = Path("results/systems-smoke-quick")
     for row in json.loads((folder / "rates.json").read_text()):
         low, middle, high = sorted(find_study("systems", quick=True).rates)
         tried = sorted(float(rate) for rate in row["losses"])

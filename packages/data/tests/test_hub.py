@@ -7,7 +7,7 @@ from pathlib import Path
 
 import datasets
 import pytest
-from bitrank_data import DataError, cached_commit, open_task
+from bitrank_data import DataError, cached_commit, hub_snapshot, open_task
 from bitrank_data.hub import wikitext_articles
 
 
@@ -148,6 +148,32 @@ def test_cached_commit_without_branch_is_the_newest_snapshot(
         os.utime(copy, (1000 - age, 1000 - age))
     assert cached_commit("models", "a/b") == "old"
     assert cached_commit("models", "a/c") is None
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_download_in_a_pipe_is_one_line(tmp_path, monkeypatch, capsys, cached) -> None:
+    def download(repository, *, repo_type, tqdm_class, **_):
+        assert (repository, repo_type) == ("a/b", "model")
+        assert list(tqdm_class(range(3), desc="Fetching")) == [0, 1, 2]
+        return tmp_path
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    if cached:
+        (tmp_path / "models--a--b" / "snapshots" / NEW).mkdir(parents=True)
+    assert hub_snapshot("models", "a/b", None, ["*.json"]) == tmp_path
+    shown = "" if cached else "downloading a/b from the Hugging Face hub\n"
+    assert capsys.readouterr() == ("", shown)
+
+
+def test_reading_data_files_shows_no_bar_in_a_pipe(tmp_path, capsys) -> None:
+    for split in ("train", "validation", "test"):
+        rows = {"text": [" = One = \n", f" words, {split} \n", " = Two = \n", " more \n"]}
+        datasets.Dataset.from_dict(rows).to_parquet(tmp_path / f"{split}.parquet")
+    capsys.readouterr()
+    open_task("wikitext2", str(tmp_path)).load()
+    assert capsys.readouterr() == ("", "")
+    assert not datasets.are_progress_bars_disabled()
 
 
 def test_copies_of_a_sentence_share_a_split(tmp_path) -> None:

@@ -35,7 +35,7 @@ EXAMPLES = """examples:
   bitrank study frozen-rank --tasks movie_sentences
   bitrank study three-bits --quick
 To continue an interrupted study, repeat the command. The report is RESULTS/NAME/report.md,
-with --quick RESULTS/NAME-quick/report.md."""
+with --quick RESULTS/NAME-quick/report.md, with --profile RESULTS/NAME-PROFILE/report.md."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +45,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--quick", action="store_true", help="one seed, one budget, a third of the steps, small searches"
     )
     parser.add_argument(
-        "--profile", default="laptop", help="profile of tasks, models and settings (default: laptop)"
+        "--profile",
+        default="laptop",
+        help="profile of tasks, models and settings (default: laptop); the experiment and the results of "
+        "another one are called NAME-PROFILE",
     )
     parser.add_argument("--tasks", type=comma_separated, help="comma-separated")
     parser.add_argument("--budgets", type=comma_separated, help="comma-separated")
@@ -138,7 +141,7 @@ def _print_report(
         return
     reference = [f"{study.reference}-{budget.lstrip('=')}" for budget in study.budgets]
     print(report(arguments.store, f"bitrank-{name}", reference, folder / "planning.json", folder))
-    if arguments.profile == "smoke":  # the experiment has the study's name, by which nobody knows
+    if arguments.profile == "smoke":
         print(SMOKE_NOTICE)
     else:
         keep_findings(arguments.store, name, arguments.notes)

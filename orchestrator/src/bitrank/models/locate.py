@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from bitrank_data import ASSETS, asset_dir, build_once, cache_dir
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from bitrank_data import ASSETS, asset_dir, build_once, cache_dir, hub_snapshot
+from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
 from transformers.utils import logging as transformers_logging
 
 from bitrank.errors import UserError
@@ -68,10 +69,8 @@ def repository_of(name: str) -> str:
 
 def _snapshot(repository: str, commit: str | None) -> Path:
     """Return the folder of a hub model in the hub's own cache; downloads files that are absent there."""
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(snapshot_download(repository, revision=commit, allow_patterns=list(_FETCHED)))
+        return hub_snapshot("models", repository, commit, _FETCHED)
     except (OSError, ValueError) as error:
         raise UserError(cannot_load(f"{repository}@{commit}" if commit else repository, error)) from error
 
@@ -129,4 +128,6 @@ def cannot_load(name: str, error: Exception) -> str:
 def quiet_transformers() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    # The bar of the GGUF reader ignores that switch, and in a pipe it is one long line.
+    modeling_gguf_pytorch_utils.tqdm = partial(tqdm, disable=None)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

@@ -154,7 +154,13 @@ def find_study(name: str, quick: bool) -> PlannerStudy:
 
 
 def profile_of(name: str, profile: Profile, quick: bool) -> Profile:
-    """Return ``profile`` with the experiment name of the study, and with shorter runs if ``quick``."""
+    """Return ``profile`` with the experiment name of the study, and with shorter runs if ``quick``.
+
+    The experiment of another profile than ``laptop`` has the profile in its name, so that no report mixes
+    runs of two profiles.
+    """
+    if profile.name != "laptop":
+        name = f"{name}-{profile.name}"
     if not quick:
         return replace(profile, name=name)
     by_kind = {kind: _shorter(kind, fields) for kind, fields in profile.by_kind.items()}

@@ -242,7 +242,7 @@ def tags_of(spec: RunSpec) -> dict[str, str]:
         **git_state(),
         "mlflow.source.name": "bitrank",
     }
-    if spec.profile == "smoke":
+    if "smoke" in spec.profile.split("-"):  # a study with the profile has both names
         tags["mlflow.note.content"] = "Tiny random model on toy text: a test, not a result."
     return tags
 

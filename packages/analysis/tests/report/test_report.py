@@ -186,8 +186,11 @@ def test_chance_level_and_collapsed_runs_precede_the_figure(maker: Any, tmp_path
     )
 
 
-def test_smoke_runs_are_named_beside_another_experiment_of_the_store(maker: Any, tmp_path: Path) -> None:
-    maker.run("B-FP", metrics={"eval/acc": 0.5}, tags={"profile": "smoke"}, experiment="bitrank-smoke")
+@pytest.mark.parametrize("profile", ["smoke", "systems-smoke-quick"])
+def test_smoke_runs_are_named_beside_another_experiment_of_the_store(
+    maker: Any, tmp_path: Path, profile: str
+) -> None:
+    maker.run("B-FP", metrics={"eval/acc": 0.5}, tags={"profile": profile}, experiment="bitrank-smoke")
     maker.run("B-FP", metrics={"eval/acc": 0.9}, tags={"profile": "laptop"}, experiment="bitrank-laptop")
     database = open_store(str(tmp_path))
     assert "mean nothing" in notice(load_study(database, "bitrank-smoke"))

@@ -28,7 +28,7 @@ from bitrank_data.examples import (
 )
 from bitrank_data.files import FileOptions
 from bitrank_data.hub import hub_repository
-from bitrank_data.hub_cache import cached_commit
+from bitrank_data.hub_cache import cached_commit, hub_snapshot
 from bitrank_data.kinds import (
     CLASSIFICATION,
     DATA_KINDS,
@@ -117,6 +117,7 @@ __all__ = [
     "flush",
     "full_batch",
     "hub_repository",
+    "hub_snapshot",
     "is_built",
     "is_path",
     "labels_of_completions",

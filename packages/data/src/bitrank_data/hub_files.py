@@ -7,13 +7,15 @@ commit stays readable after the repository has moved on, without network access 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bitrank_data.errors import DataError
-from bitrank_data.hub_cache import cached_commit
+from bitrank_data.hub_cache import cached_commit, hub_snapshot
 
 _BUILDERS = {".parquet": "parquet", ".jsonl": "json"}  # suffix → builder of the library datasets
 _LOCAL_COPY = (
@@ -62,13 +64,14 @@ class HubFiles:
 
         commit = None if self.folder else self.commit or self._current_commit()
         try:
-            if self.folder is None:
-                builder = _BUILDERS[Path(self.repository.files).suffix]
-                data = datasets.load_dataset(builder, data_files=self._files(commit))
-            elif (self.folder / "dataset_dict.json").is_file():
-                data = datasets.load_from_disk(str(self.folder))
-            else:
-                data = datasets.load_dataset(str(self.folder))
+            with _no_bars_in_pipes():
+                if self.folder is None:
+                    builder = _BUILDERS[Path(self.repository.files).suffix]
+                    data = datasets.load_dataset(builder, data_files=self._files(commit))
+                elif (self.folder / "dataset_dict.json").is_file():
+                    data = datasets.load_from_disk(str(self.folder))
+                else:
+                    data = datasets.load_dataset(str(self.folder))
         except DataError:
             raise
         except Exception as error:
@@ -97,15 +100,9 @@ class HubFiles:
 
     def _snapshot(self, commit: str | None) -> Path:
         """The folder of ``commit`` in the hub's own cache; downloads files that are absent there."""
-        from huggingface_hub import snapshot_download
-
         patterns = [self.repository.files.format(split=split) for split in self.repository.splits]
         try:
-            return Path(
-                snapshot_download(
-                    self.repository.name, repo_type="dataset", revision=commit, allow_patterns=patterns
-                )
-            )
+            return hub_snapshot("datasets", self.repository.name, commit, patterns)
         except (OSError, ValueError) as error:
             raise self._not_loaded(self._place(commit), error) from error
 
@@ -126,3 +123,18 @@ class HubFiles:
                     f"{self.task} needs the column {missing[0]!r} in {split}; found "
                     f"{', '.join(data[split].column_names)}"
                 )
+
+
+@contextmanager
+def _no_bars_in_pipes() -> Iterator[None]:
+    """Show the progress bars of the library datasets on a terminal only."""
+    import datasets
+
+    if sys.stderr.isatty() or datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()

@@ -87,8 +87,9 @@ def not_run(study: Study) -> list[str]:
 def notice(study: Study) -> str:
     """A warning at the top of the report; "" if there is none."""
     found = study.database.sql("SELECT run_id, value FROM tags WHERE key = 'profile'").fetchall()
-    profiles = dict(found)
-    if "smoke" not in {profiles.get(run_id) for run_id in study.runs["run_id"]}:
+    # The profile of a study with the profile smoke has both names, as in "systems-smoke".
+    profiles = {run_id: name.split("-") for run_id, name in found}
+    if not any("smoke" in profiles.get(run_id, ()) for run_id in study.runs["run_id"]):
         return ""
     return (
         "Profile smoke: tiny random models on toy text. "
