@@ -1,6 +1,6 @@
 """Quality of plans without training: perplexity of the quantized model, at equal bytes.
 
-    python benchmarks/allocation.py [--tasks wiki_articles] [--quantizer rtn] [--blocks] [--whole =B-Q4]
+    python benchmarks/allocation.py [--tasks wiki_articles] [--quantizer rtn] [--blocks] [--whole '=B-Q4']
 
 *Blocks*: formats of the block matrices alone, at the bytes of uniform int4-g64 and int5-g64 on them, by one
 exact solver from each score of the tables; embeddings and heads stay in 16 bits. *Whole*: plans of formats

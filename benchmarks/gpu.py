@@ -4,8 +4,8 @@
     python benchmarks/gpu.py --tiny                      the same on a tiny model, on a CPU too
 
 The models are SmolLM2 and a random Llama of the 1-billion class with its tokenizer; losses of the random one
-mean nothing. For each: measure and plan (`bitrank plan --budget =B-Q4`), then train the plan, B-Q4 (with and
-without CUDA graphs) and B-FP, and the tuned and the default peer of `peers.py`. All sides of a model are
+mean nothing. For each: measure and plan (`bitrank plan --budget '=B-Q4'`), then train the plan, B-Q4 (with
+and without CUDA graphs) and B-FP, and the tuned and the default peer of `peers.py`. All sides of a model are
 processes on the same GPU and take turns, step by step (`turns.py`). Both models are planned at once. No part
 starts after the time limit, and each is stopped at it; what is missing is named. `gpu.json` in the folder is
 written after every part.

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument(
         "--task", default="movie_sentences", help="a task's name or a file with text and label"
     )
-    parser.add_argument("--budget", default="9MB", help="bytes, bits per parameter, or =CONFIG")
+    parser.add_argument("--budget", default="9MB", help="bytes, bits per parameter, or '=CONFIG'")
     parser.add_argument("--steps", type=int, default=200, help="optimizer steps")
     parser.add_argument("--profile", default="laptop", help="defaults of the planned run")
     parser.add_argument(

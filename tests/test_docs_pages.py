@@ -98,6 +98,22 @@ def test_meaning_of_a_field_is_its_metadata_or_its_comment() -> None:
     ]
 
 
+def test_shown_commands_quote_what_zsh_expands() -> None:
+    """zsh, the shell of macOS, replaces an unquoted word that begins with ``=`` by the path of a command."""
+    unquoted = []
+    for path in DOCUMENTS:
+        name = str(path.relative_to(ROOT))
+        if name.startswith(HISTORY):
+            continue
+        text = path.read_text(encoding="utf-8")
+        commands = [
+            *SHELL.findall(text),
+            *(code for code in INLINE.findall(text) if code.startswith("bitrank ")),
+        ]
+        unquoted += [name for command in commands if re.search(r"\s=[A-Za-z]", command)]
+    assert unquoted == []
+
+
 def _first_column(document: str, heading: str) -> set[str]:
     """Names in backticks in the first column of the first table after ``heading``."""
     table = (ROOT / document).read_text().partition(heading)[2].lstrip().partition("\n\n")[0]

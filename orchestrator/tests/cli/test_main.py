@@ -279,6 +279,34 @@ def test_report_prints_the_verdict_and_the_path_of_the_page(capsys, tmp_path) ->
     assert "http://127.0.0.1:5000/#/experiments/" in (tmp_path / "out/report.html").read_text()
 
 
+def test_report_of_a_study_is_made_from_the_bundle_of_its_parts(capsys, tmp_path) -> None:
+    from bitrank.tracking.store import open_store
+
+    stores = []
+    for config in ("exact-9bits", "uniform-9bits"):
+        client = open_store(str(tmp_path / config))
+        made = client.create_experiment(
+            "bitrank-eight-bits", artifact_location=str(tmp_path / f"{config}-files")
+        )
+        _finished(client, made, config, [True] * 90 + [False] * 10, tmp_path / f"of-{config}")
+        plans = [{"config": config, "task": "toy", "budget": 9.0}]
+        costs = {"references": ["exact-9bits"], "plans": plans, "left_out": []}
+        (tmp_path / f"{config}.json").write_text(json.dumps(costs))
+        stores += ["--store", str(tmp_path / config)]
+    assert main(["evidence", *stores, "--out", str(tmp_path / "whole")]) == 0
+    parts = [
+        word for config in ("exact", "uniform") for word in ("--planning", f"{tmp_path}/{config}-9bits.json")
+    ]
+    capsys.readouterr()
+    arguments = ["--store", str(tmp_path / "whole"), *parts, "--out", str(tmp_path / "out")]
+    assert main(["report", *arguments]) == 0
+    shown = capsys.readouterr().out
+    assert "| exact-9bits | – |" in shown and "| uniform-9bits | exact-9bits |" in shown
+    assert (tmp_path / "out/report.md").read_text() + "\n" == shown
+    arguments[-3] = str(tmp_path / "absent.json")
+    assert "absent.json cannot be read" in fails(capsys, "report", *arguments)
+
+
 def test_report_names_the_error_and_exits_with_2(capsys, tmp_path) -> None:
     from bitrank.tracking.store import open_store
 

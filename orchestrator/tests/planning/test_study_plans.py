@@ -97,6 +97,49 @@ def test_plan_is_made_again_after_an_edit_of_the_config_that_it_follows(
     assert plan_dependencies(spec, STUDY, "LoftQ-Q4", "3bits", {}) != before
 
 
+@pytest.mark.parametrize("arm", ["exact", "uniform", "B-Ada"])
+def test_plan_is_made_again_after_an_edit_of_the_config_whose_bytes_are_its_budget(
+    arm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = study_plans._planning_spec(SMOKE, "toy_sentences", {})
+    before = plan_dependencies(spec, STUDY, arm, "=B-Q4", {})
+    config = CONFIGS["B-Q4"]
+    assert isinstance(config, Config)
+    monkeypatch.setitem(CONFIGS, "B-Q4", replace(config, rank=FixedRank(16)))
+    assert plan_dependencies(spec, STUDY, arm, "=B-Q4", {}) != before
+
+
+@pytest.mark.parametrize(
+    ("arm", "counts"),
+    [
+        ("exact", True),
+        ("modelopt-like", True),
+        ("gradient_probe", True),
+        ("three_bits_on_least_sensitive", True),
+    ]
+    + [
+        (name, False)
+        for name in ("hand-made", "all-4", "edges_high", "linear_decay", "random-plan", "uniform")
+    ],
+)
+def test_the_seconds_of_the_measurement_count_for_planners_that_read_it(arm: str, counts: bool) -> None:
+    assert find_study_arm(arm).measures is counts
+
+
+def test_an_outdated_plan_is_removed_if_none_can_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("too small")
+
+    monkeypatch.setattr(study_plans, "make_plan", refuse)
+    path = tmp_path / "toy_sentences" / "exact-3bits.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"precision": {}, "ranks": {}, "made_for": "earlier code"}))
+    found = study_plans._planned(STUDY, SMOKE, "exact", "3bits", "toy_sentences", {}, tmp_path)
+    assert found == "no plan: too small" and not path.exists()
+
+
 def test_planning_time_becomes_further_steps(tmp_path: Path) -> None:
     study = replace(STUDIES["search-cost"], budgets=("3bits",))
     exact, longer = tmp_path / "exact-3bits.json", tmp_path / "equal-compute-3bits.json"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,34 @@ def test_same_results_give_the_same_bytes_and_digest(bundle: Path, maker: Any, t
     other = write_bundle(str(maker.folder), tmp_path / "other")
     digests = {json.loads((folder / MANIFEST).read_text())["digest"] for folder in (bundle, other)}
     assert len(digests) == 2
+
+
+def test_parts_of_an_experiment_give_the_bundle_of_the_whole(maker: Any, tmp_path: Path) -> None:
+    """Also when a run is in two parts, and the experiment has another id in each store."""
+    add_study(maker, arms=("B-FP", "B-Q4"), n=40, seeds=3)
+    whole = contents(write_bundle(str(maker.folder), tmp_path / "evidence"))
+    parts = []
+    for number, half in enumerate(("seed < '2'", "seed > '0'")):
+        part = tmp_path / f"part-{number}"
+        shutil.copytree(maker.folder, part, ignore=shutil.ignore_patterns("evidence", "part-*"))
+        with sqlite3.connect(part / "mlflow.db") as database:
+            chosen = f"SELECT run_uuid FROM tags WHERE key = 'seed' AND {half.replace('seed', 'value')}"
+            for table in ("metrics", "params", "tags", "runs"):
+                database.execute(f"DELETE FROM {table} WHERE run_uuid NOT IN ({chosen})")
+            if number:
+                database.execute("UPDATE experiments SET experiment_id = experiment_id + 7")
+                database.execute("UPDATE runs SET experiment_id = experiment_id + 7")
+        parts.append(str(part))
+    assert contents(write_bundle(parts, tmp_path / "joined")) == whole
+    bundles = [str(write_bundle(part, tmp_path / f"bundle-{number}")) for number, part in enumerate(parts)]
+    assert contents(write_bundle(bundles, tmp_path / "again")) == whole
+
+
+def test_parts_of_different_experiments_are_refused(bundle: Path, maker: Any, tmp_path: Path) -> None:
+    maker.sqlite.execute("UPDATE experiments SET name = 'bitrank-other'")
+    maker.sqlite.commit()
+    with pytest.raises(AnalysisError, match=r"expected parts of one experiment, got .*bitrank-other in "):
+        write_bundle([str(bundle), str(maker.folder)], tmp_path / "joined")
 
 
 def test_bundle_has_no_paths_users_or_passwords_and_keeps_other_text(maker: Any, tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def results(verdict: str, pair: tuple[str, str] = ("B-Q4", "B-FP")) -> Results:
     """Results with a comparison of ``pair`` that ended in ``verdict``; its adapters are half as large."""
     arms = pd.DataFrame({"config": list(pair), "seeds": 3, "adapter_mib": [0.5, 1.0]})
     compared = {"difference": -0.15, "low": -0.2, "high": -0.1, "p_holm": 0.01, "verdict": verdict}
+    compared |= {"equivalent": verdict == AS_GOOD}
     comparison = pd.DataFrame([{"candidate": pair[0], "baseline": pair[1], **compared}])
     return Results("acc", arms, comparison, pd.DataFrame(), frozenset({"cpu"}))
 
@@ -60,6 +61,21 @@ def test_about_as_good_is_confirmed_by_equivalence_alone(verdict: str, finding: 
     decided = HYPOTHESES["H1"].test(results(verdict))
     assert (decided.finding, decided.reason, decided.compared) == (finding, reason, "B-Q4 against B-FP")
     assert decided.result == "−15.00 [−20.00, −10.00] points of accuracy, p (Holm) 0.010"
+
+
+@pytest.mark.parametrize(("verdict", "word"), [(WORSE, "worse"), (BETTER, "better")])
+def test_about_as_good_includes_a_difference_below_the_margin(verdict: str, word: str) -> None:
+    found = results(verdict)
+    found.comparisons["equivalent"] = True
+    decided = HYPOTHESES["H1"].test(found)
+    assert decided.finding == CONFIRMED
+    assert decided.reason == f"it is {word} than B-FP by less than the margin"
+
+
+def test_better_is_not_refuted_by_a_difference_below_the_margin() -> None:
+    found = results(BETTER, ("B-Ada", "B-FP"))
+    found.comparisons["equivalent"] = True
+    assert HYPOTHESES["H2"].test(found).finding == CONFIRMED
 
 
 @pytest.mark.parametrize(
@@ -114,17 +130,19 @@ def test_memory_and_trained_share_of_the_farthest_arm_decide(
 
 
 @pytest.mark.parametrize(
-    ("device", "speed", "finding", "reason"),
+    ("device", "speed", "seeds", "finding", "reason"),
     [
-        ("mps", 90.0, CONFIRMED, "each of the others is slower"),
-        ("mps", 100.0, NOT_CONFIRMED, "no slower: B-Q4"),
-        ("cpu", 90.0, NOT_TESTED, "needs runs on mps, has cpu"),
+        ("mps", 90.0, 3, CONFIRMED, "each of the others is slower"),
+        ("mps", 100.0, 3, NOT_CONFIRMED, "no slower: B-Q4"),
+        ("mps", 90.0, 1, NOT_DECIDED, "one seed"),
+        ("cpu", 90.0, 3, NOT_TESTED, "needs runs on mps, has cpu"),
     ],
 )
 def test_speed_is_compared_on_the_device_of_the_hypothesis(
-    device: str, speed: float, finding: str, reason: str
+    device: str, speed: float, seeds: int, finding: str, reason: str
 ) -> None:
     arms = pd.DataFrame([("B-FP", 100.0), ("B-Q4", speed)], columns=["config", "train_tok_s"])
+    arms["seeds"] = seeds
     measured = Results("acc", arms, pd.DataFrame(), pd.DataFrame(), frozenset({device}))
     decided = FastestOn("mps", "B-FP", ("B-Q4",))(measured)
     assert (decided.finding, decided.reason) == (finding, reason)

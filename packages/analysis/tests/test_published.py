@@ -77,6 +77,15 @@ def test_no_gain_is_supported_by_equal_and_by_worse_quality(
     assert row.reason == f"it is {word} LoftQ-Q4"
 
 
+def test_no_gain_is_supported_by_a_gain_below_the_margin(maker: Any, tmp_path: Path) -> None:
+    for seed in range(3):
+        for config, right in (("LoftQ-Q4", 9_000), ("LoftQ-5-Q4", 9_040)):
+            metrics = {"eval/acc": right / 10_000, "zero/acc": 0.5, "model/mib": 10.0, "lora/mib": 0.5}
+            maker.classifier(config, [n < right for n in range(10_000)], seed=seed, metrics=metrics)
+    (row,) = finding(tmp_path, "loftq-rounds").itertuples()
+    assert (row.finding, row.reason) == (SUPPORTED, "it is better than LoftQ-Q4 by less than the margin")
+
+
 def test_one_seed_decides_nothing(maker: Any, tmp_path: Path) -> None:
     add(maker, "B-FP", 360, seeds=1, bits=16.0)
     add(maker, "B-Q4", 300, seeds=1)

@@ -18,7 +18,7 @@ from bitrank.spec.learning import LEARNING
 
 EXAMPLES = """examples:
   bitrank plan --task movie_sentences --budget 12MB
-  bitrank plan --task wiki_articles --budget =B-Q4 --save plan.json
+  bitrank plan --task wiki_articles --budget '=B-Q4' --save plan.json
   bitrank plan --task wiki_articles --budgets 3bits,3.5bits,4bits,=B-Q4 --save curve
   bitrank run --plan plan.json --task wiki_articles                      train with the saved plan
   bitrank plan --task wiki_articles --budget 3.25bits --planner rank-only --matrices
@@ -32,7 +32,10 @@ A budget is a number of bytes (20MB, 1.5GiB), stored bits per base parameter wit
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bitrank plan``."""
     budget = parser.add_mutually_exclusive_group(required=True)
-    budget.add_argument("--budget", help="bytes, bits per parameter, or =CONFIG; model and adapters together")
+    budget.add_argument(
+        "--budget",
+        help="bytes, bits per parameter, or '=CONFIG' (quoted, for zsh); model and adapters together",
+    )
     budget.add_argument(
         "--budgets",
         type=comma_separated,

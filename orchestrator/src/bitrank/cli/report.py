@@ -42,6 +42,7 @@ REPORT = """examples:
   bitrank report                                   writes results/report/report.html
   bitrank report --profile paper --out paper-report
   bitrank report --curves my-curves                my-curves: --save of `bitrank plan --budgets`
+  bitrank report --planning results/systems/planning.json --experiment bitrank-systems --out systems-report
   bitrank report --store postgresql://me@host/mlflow --ui-url http://host:5000"""
 PAPER = """examples:
   bitrank paper                                    writes numbers, tables, figures, claims to paper/generated
@@ -51,6 +52,7 @@ PAPER = """examples:
 EVIDENCE = """examples:
   bitrank evidence                                 writes results/evidence from the only experiment in runs
   bitrank evidence --experiment bitrank-allocators --out allocators-evidence
+  bitrank evidence --store monday/runs --store tuesday/runs --out whole   two parts of one study
   bitrank report --store results/evidence          the report again, without the runs
   bitrank sql --store results/evidence 'SELECT run_name, "m.eval/ppl" FROM wide'"""
 
@@ -59,7 +61,17 @@ def add_report(commands: Any) -> None:
     parser = add_command(
         commands, "report", "write figures, tables and one HTML page from the store", REPORT, _report
     )
+    _add_store(parser)
     _add_experiment(parser)
+    parser.add_argument(
+        "--planning",
+        type=file_path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="planning.json of a study: writes the study's report, tables and figures instead of the page; "
+        "repeatable for its parts",
+    )
     parser.add_argument(
         "--out",
         type=file_path,
@@ -88,6 +100,7 @@ def add_paper(commands: Any) -> None:
         PAPER,
         _paper,
     )
+    _add_store(parser)
     _add_experiment(parser)
     parser.add_argument(
         "--configs",
@@ -133,6 +146,13 @@ def add_evidence(commands: Any) -> None:
         EVIDENCE,
         _evidence,
     )
+    parser.add_argument(
+        "--store",
+        type=location,
+        action="append",
+        help="folder of a store or of a bundle, or a sqlite:/// or postgresql:// URI (default: runs); "
+        "repeatable for the parts of one experiment",
+    )
     _add_experiment(parser)
     parser.add_argument(
         "--out",
@@ -142,13 +162,16 @@ def add_evidence(commands: Any) -> None:
     )
 
 
-def _add_experiment(parser: argparse.ArgumentParser) -> None:
+def _add_store(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--store",
         type=location,
         default="runs",
         help="folder of the store or of a bundle, or a sqlite:/// or postgresql:// URI (default: runs)",
     )
+
+
+def _add_experiment(parser: argparse.ArgumentParser) -> None:
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--experiment", help="name of the experiment (default: the only one in the store)")
     group.add_argument("--profile", help=f"the experiment of a profile: {', '.join(PROFILES)}")
@@ -175,8 +198,11 @@ def add_sql(commands: Any) -> None:
 
 def _report(arguments: argparse.Namespace) -> int:
     from bitrank_analysis import load_study, open_store
-    from bitrank_analysis.report import collect, write
+    from bitrank_analysis.report import collect, planners_report, write
 
+    if arguments.planning:
+        print(planners_report(arguments.store, _experiment(arguments), arguments.planning, arguments.out))
+        return 0
     found = load_study(open_store(arguments.store), _experiment(arguments))
     report = collect(found, arguments.ui_url, _curves(arguments.curves))
     page = write(report, arguments.out)
@@ -222,7 +248,7 @@ def _paper(arguments: argparse.Namespace) -> int:
 def _evidence(arguments: argparse.Namespace) -> int:
     from bitrank_analysis import write_bundle
 
-    folder = write_bundle(arguments.store, arguments.out, _experiment(arguments))
+    folder = write_bundle(arguments.store or ["runs"], arguments.out, _experiment(arguments))
     mib = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
     digest = json.loads((folder / "evidence.json").read_text(encoding="utf-8"))["digest"]
     print(f"evidence: {folder.resolve()} ({mib:.1f} MiB, digest {digest[:12]})")

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from bitrank_data import write_atomically
 
 from bitrank.cli.arguments import comma_separated, factors, file_path, location, seeds, whole
 from bitrank.cli.help import list_names, studies, study_arms
@@ -99,6 +96,7 @@ def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
     from bitrank.execution.matrix import Options, run_study
     from bitrank.planning.planner_studies import profile_of
     from bitrank.planning.study_plans import planning_costs, study_specs
+    from bitrank.planning.study_records import record_planning
 
     study = _study(arguments)
     if arguments.wandb:  # planning may take hours, so missing requirements are reported first
@@ -110,7 +108,7 @@ def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
     folder = arguments.results / profile.name
     tasks = arguments.tasks or list(base.tasks)
     samples = [make_spec(profile, "B-FP", task, settings) for task in tasks]
-    check_study(study, samples, folder / "plans")
+    check_study(study, samples)
     jobs = arguments.jobs or choose_slots(samples)
     _print_forecast(study, profile, tasks, settings, arguments.store, jobs)
     if arguments.forecast:
@@ -123,24 +121,22 @@ def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
         return FAILED
     done = run_study(tuned, options, Progress)
     show(done, options)
-    costs = {"plans": planning_costs(tuned, rate_seconds), "left_out": planned.left_out}
-    write_atomically(folder / "planning.json", json.dumps(costs, indent=1))
-    _print_report(arguments, study, profile.name, folder, report)
+    references = [f"{study.reference}-{budget.lstrip('=')}" for budget in study.budgets]
+    costs = planning_costs(tuned, rate_seconds)
+    record_planning(folder / "planning.json", references, costs, planned.left_out)
+    _print_report(arguments, profile.name, folder, report)
     is_whole = len(tuned) == len(planned.specs) and all(
         job.status in {"finished", "done", "stale"} for job in done
     )
     return 0 if is_whole else FAILED
 
 
-def _print_report(
-    arguments: argparse.Namespace, study: PlannerStudy, name: str, folder: Path, report: Callable[..., str]
-) -> None:
+def _print_report(arguments: argparse.Namespace, name: str, folder: Path, report: Callable[..., str]) -> None:
     """Print the report of ``report`` and keep its findings, if the store can be read and its runs count."""
     if is_served(arguments.store):
         print(f"report: not written: {served_advice(f'bitrank-{name}')}")
         return
-    reference = [f"{study.reference}-{budget.lstrip('=')}" for budget in study.budgets]
-    print(report(arguments.store, f"bitrank-{name}", reference, folder / "planning.json", folder))
+    print(report(arguments.store, f"bitrank-{name}", [folder / "planning.json"], folder))
     if arguments.profile == "smoke":
         print(SMOKE_NOTICE)
     else:

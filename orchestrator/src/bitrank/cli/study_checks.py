@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from pathlib import Path
 
 from bitrank.errors import UserError
 from bitrank.planning.budget import parse_budget, sizes_of
 from bitrank.planning.learning_rates import SEED, grid_specs
 from bitrank.planning.planner_studies import PlannerStudy
 from bitrank.planning.study_arms import find_study_arm
-from bitrank.planning.study_plan_place import plan_path
 from bitrank.planning.study_plans import StudyRuns
 from bitrank.spec.make_spec import check
 from bitrank.spec.run_spec import RunSpec
 
 
-def check_study(study: PlannerStudy, samples: Sequence[RunSpec], plans: Path) -> None:
-    """Raise :class:`UserError` for what a study cannot plan or train; ``samples`` has a spec for each task.
-
-    ``plans`` is the folder of the study's plans, which may be there from an earlier command.
-    """
+def check_study(study: PlannerStudy, samples: Sequence[RunSpec]) -> None:
+    """Raise :class:`UserError` for what a study cannot plan or train. Each task has a spec in ``samples``."""
     _check_once("budget", study.budgets)
     _check_once("arm", (*study.arms, *study.configs))
     _check_once("seed", study.seeds)
@@ -33,7 +28,7 @@ def check_study(study: PlannerStudy, samples: Sequence[RunSpec], plans: Path) ->
     for spec in samples:
         _check_rates(study.rates, spec)
         _check_budgets(study.budgets, spec)
-        _check_longer(study, spec, plans)
+        _check_longer(study, spec)
 
 
 def check_has_runs(planned: StudyRuns) -> None:
@@ -82,7 +77,7 @@ def _check_budgets(budgets: Sequence[str], spec: RunSpec) -> None:
         parse_budget(budget, sizes)
 
 
-def _check_longer(study: PlannerStudy, spec: RunSpec, plans: Path) -> None:
+def _check_longer(study: PlannerStudy, spec: RunSpec) -> None:
     """Raise :class:`UserError` for an arm that trains longer by a plan that nobody makes, or by epochs."""
     for arm in study.arms:
         other = find_study_arm(arm).longer_by
@@ -93,8 +88,7 @@ def _check_longer(study: PlannerStudy, spec: RunSpec, plans: Path) -> None:
                 f"{arm} needs a number of steps to add to, and {spec.task_name} trains by epochs; give "
                 "--set steps=…"
             )
-        made = [plan_path(plans, spec, other, budget).exists() for budget in study.budgets]
-        if other not in study.arms and not all(made):
+        if other not in study.arms:  # a plan of an earlier command may be of other code or settings
             raise UserError(
                 f"{arm} trains longer by the planning time of {other}, which the study does not plan; add "
                 f"{other} to --arms"

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Collection, Mapping, Sequence
-
-from bitrank_data import write_atomically
 
 from bitrank.cli.display import Progress
 from bitrank.execution.matrix import Options, open_jobs, run_study
@@ -22,6 +19,7 @@ from bitrank.planning.learning_rates import (
 )
 from bitrank.planning.planner_studies import PlannerStudy
 from bitrank.planning.study_plans import longer_cells, trained_longer
+from bitrank.planning.study_records import record_rates
 from bitrank.spec.inputs import resolve_hub_digests
 from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.run_state import StoredRun
@@ -56,7 +54,7 @@ def tuned_specs(
         return specs, {}
     grid = _executed(grid_specs(measured, study.rates if is_tuned else (1.0,)), study.walks, options)
     chosen = choose_rates(grid.specs, grid.runs, study.walks)
-    write_atomically(options.results / "rates.json", json.dumps(rate_rows(chosen), indent=1))
+    record_rates(options.results / "rates.json", rate_rows(chosen))
     left_out = {cell_of(spec) for spec in measured} - chosen.keys()
     for cell in sorted(left_out):
         print(f"{cell[0]} on {cell[1]} is left out: {reason_left_out(cell, grid, study.walks)}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from bitrank_data import cache_dir
 from bitrank_planner import Effort, Plan, Problem
 from bitrank_trainer import pin_threads
+from filelock import FileLock
 
 from bitrank.errors import UserError, unknown
 from bitrank.planning.budget import NOTHING_TRAINS, Sizes, parse_budget, sizes_of
@@ -125,12 +126,14 @@ def plan_from_tables(
         return PlanResult(plan, problem, sizes, tables, calibrating + time.monotonic() - started)
     limits = SearchLimits(request.planner, request.evaluations, request.steps, request.choices.repairs)
     journal = _journal(problem, spec, request)
-    if request.planner in RACES:
-        plans = candidates(request.planner, [problem, *bases], request.seconds)
-        calibrating += time.monotonic() - started
-        found = race(limits, plans, problem, spec, tables, journal, on_progress)
-    else:
-        found = search(limits, problem, spec, tables, journal, on_progress)
+    # Two arms of a study may need the same search: the second one waits, and reads it from the journal.
+    with FileLock(journal.with_suffix(".lock")):
+        if request.planner in RACES:
+            plans = candidates(request.planner, [problem, *bases], request.seconds)
+            calibrating += time.monotonic() - started
+            found = race(limits, plans, problem, spec, tables, journal, on_progress)
+        else:
+            found = search(limits, problem, spec, tables, journal, on_progress)
     chosen = replace(found.plan, solver=request.planner)
     return PlanResult(chosen, problem, sizes, tables, calibrating + found.seconds, found.value)
 
@@ -180,9 +183,9 @@ def _journal(problem: Problem, spec: RunSpec, request: PlanRequest) -> Path:
     trained = (request.evaluations, request.steps, request.choices.repairs)
     key_parts = f"{problem!r} {spec.spec_id} {trained} {code}"
     key = hashlib.sha256(key_parts.encode()).hexdigest()[:16]
-    return (
-        cache_dir() / "searches" / f"{request.planner}-{Path(spec.model).name}-{spec.task_name}-{key}.jsonl"
-    )
+    folder = cache_dir() / "searches"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{request.planner}-{Path(spec.model).name}-{spec.task_name}-{key}.jsonl"
 
 
 def match_pins(pins: Pins, names: list[str]) -> dict[str, tuple[str | None, int | None]]:

@@ -42,7 +42,7 @@ class Planner:
     ``by_cost``: it minimises predicted loss, so costs are corrected for interactions first. ``from_prior``:
     it needs no tables, so it can plan from a ``config.json`` alone. ``effort``: it searches, and takes an
     ``Effort`` as third argument. ``drawn``: it is random, and takes the number of the draw as third argument.
-    ``keeps_ties``: tied matrices get one format.
+    ``keeps_ties``: tied matrices get one format. ``measured``: it reads measured costs or tables.
     """
 
     choose: Callable[..., Plan]
@@ -52,6 +52,7 @@ class Planner:
     effort: bool = False
     drawn: bool = False
     keeps_ties: bool = True
+    measured: bool = True
 
 
 def uniform(problem: Problem, tables: Tables) -> Plan:
@@ -247,10 +248,16 @@ def _rules_of_thumb() -> dict[str, Planner]:
     made = {}
     for name, rank_rule in RANK_HEURISTICS.items():
         if name != "uniform":
-            made[name] = Planner(partial(_by_rank_rule, name), rank_rule.about)
+            measured = rank_rule.needs is not None
+            made[name] = Planner(partial(_by_rank_rule, name), rank_rule.about, measured=measured)
     for name, precision_rule in PRECISION_HEURISTICS.items():
         if name != "all_in":
-            made[name] = Planner(partial(_by_precision_rule, name), precision_rule.about, keeps_ties=False)
+            made[name] = Planner(
+                partial(_by_precision_rule, name),
+                precision_rule.about,
+                keeps_ties=False,
+                measured=precision_rule.needs is not None,
+            )
     return made
 
 
@@ -266,6 +273,7 @@ PLANNERS: dict[str, Planner] = {
         "attention outputs and down projections first",
         from_prior=True,
         keeps_ties=False,
+        measured=False,
     ),
     "bits-only": Planner(
         bits_only_plan, "the exact plan with rank 8 everywhere", by_cost=True, from_prior=True, effort=True
@@ -296,9 +304,14 @@ PLANNERS: dict[str, Planner] = {
         from_prior=True,
         drawn=True,
         keeps_ties=False,
+        measured=False,
     ),
-    "all-4": Planner(partial(_extreme, LOW), f"{LOW} everywhere, ranks as large as the budget allows"),
-    "all-8": Planner(partial(_extreme, HIGH), f"{HIGH} everywhere, ranks as large as the budget allows"),
+    "all-4": Planner(
+        partial(_extreme, LOW), f"{LOW} everywhere, ranks as large as the budget allows", measured=False
+    ),
+    "all-8": Planner(
+        partial(_extreme, HIGH), f"{HIGH} everywhere, ranks as large as the budget allows", measured=False
+    ),
     **_rules_of_thumb(),
 }
 
@@ -316,6 +329,11 @@ def plan_by(name: str, problem: Problem, tables: Tables, effort: Effort, draw: i
 def planner_names() -> list[str]:
     """Every planner, those that evaluate plans by short trainings last."""
     return [*PLANNERS, *SEARCHES, *RACES]
+
+
+def is_measured(name: str) -> bool:
+    """Whether ``name``, a planner, a search or a race, reads measured costs or tables."""
+    return name not in PLANNERS or PLANNERS[name].measured
 
 
 def by_cost(name: str) -> bool:

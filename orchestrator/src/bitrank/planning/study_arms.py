@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from bitrank_planner import SEARCHES
 
+from bitrank.planning.planners import is_measured
 from bitrank.spec.configs import CONFIGS
 
 
@@ -22,8 +23,10 @@ class StudyArm:
     rank of a uniform plan and removes pruned ranks, so the final model has the same bytes. ``rank_rule``, a
     name in :data:`~bitrank.spec.named_rank_rules.RANK_RULES`, assigns ranks by the rank of a uniform plan.
     ``draw`` is the number of a random plan. ``longer_by`` names an arm whose planning seconds are spent on
-    more training steps. ``measures``: the seconds of the sensitivity measurement count for the arm.
-    ``control``: the arm controls for a cause in a study of planners, and is no system to compare with.
+    more training steps. ``measures``: the seconds of the sensitivity measurement count for the arm. They do
+    not for arms on the uniform plan: its pair is chosen by predicted loss, but a person finds the largest one
+    that fits without a measurement. ``control``: the arm controls for a cause in a study of planners, and is
+    no system to compare with.
     ``source`` names the publication of a system, and is empty for arms of this project.
     """
 
@@ -94,4 +97,4 @@ SYSTEM_ARMS = (*CONFIGS, *(name for name, arm in STUDY_ARMS.items() if not arm.c
 
 def find_study_arm(name: str) -> StudyArm:
     """Return the entry called ``name``, or the arm of the planner with that name."""
-    return STUDY_ARMS.get(name) or StudyArm(f"the plan of {name}", (name,))
+    return STUDY_ARMS.get(name) or StudyArm(f"the plan of {name}", (name,), measures=is_measured(name))

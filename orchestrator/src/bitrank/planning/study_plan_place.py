@@ -39,8 +39,8 @@ def plan_dependencies(
 
     A plan for other data or settings, or made by other code or rules, has a different hash and is not reused.
     """
-    config, entry = CONFIGS.get(arm), STUDY_ARMS.get(arm)
-    rules = [config, CONFIGS.get(budget.lstrip("="))]
+    config, counted, entry = CONFIGS.get(arm), CONFIGS.get(budget.lstrip("=")), STUDY_ARMS.get(arm)
+    rules = [config, counted]
     names = {
         type(rule).__name__ for one in rules if isinstance(one, Config) for rule in (one.precision, one.rank)
     }
@@ -51,6 +51,7 @@ def plan_dependencies(
         "searches": [study.evaluations, study.tries],
         "code": code_hash(*_CODE, rules=frozenset(names)),
         "config": None if config is None else config.as_data(),
+        "budget_of": None if counted is None else counted.as_data(),
         "settings": dict(config.settings) if isinstance(config, Config) else {},
         "entry": None if entry is None else asdict(entry),
         "overrides": dict(overrides),

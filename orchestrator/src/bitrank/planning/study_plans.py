@@ -139,6 +139,7 @@ def _planned(
     try:
         data = _fitted_data(spec, arm, budget) or _planned_data(planning, study, arm, budget, overrides)
     except ValueError as error:
+        path.unlink(missing_ok=True)  # a plan of an earlier command is outdated
         return f"no plan: {error}"
     data["made_for"] = made_for
     path.parent.mkdir(parents=True, exist_ok=True)

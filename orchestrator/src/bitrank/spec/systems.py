@@ -133,7 +133,7 @@ SYSTEMS: dict[str, Config] = {
         rules.FixedRank(8),
         SYSTEM,
         "NF4 blocks, adapters start as the residual that changes outputs most",
-        "QERA; Zhang et al. 2024, theorem 1",
+        "QERA; Zhang et al. 2024",
         {"init": "qera"},
     ),
     "CLoQ-Q4": Config(
@@ -141,7 +141,7 @@ SYSTEMS: dict[str, Config] = {
         rules.FixedRank(8),
         SYSTEM,
         "int4 blocks by GPTQ, adapters start as the residual that changes outputs most",
-        "CLoQ; Deng et al. 2025, theorem 3.1",
+        "CLoQ; Deng et al. 2025",
         {"init": "qera", "quantizer": "gptq"},
     ),
     "EVA-Q4": Config(

@@ -2,7 +2,8 @@
 
 A hypothesis is an entry of :data:`HYPOTHESES`: its text, and the test that decides it. H1 to H5 are the
 expected outcomes of the study's design; H6 was added after the first results and is marked so. Tests read the
-corrected comparisons, the front and the costs of :class:`Results`. One seed decides nothing.
+corrected comparisons, the front and the costs of :class:`Results`. One seed decides nothing on quality or
+speed.
 """
 
 from __future__ import annotations
@@ -16,14 +17,13 @@ import pandas as pd
 
 from bitrank_analysis import phrasing
 from bitrank_analysis.statistics.pareto import OFF, ON
-from bitrank_analysis.statistics.verdicts import AS_GOOD, BETTER, WORSE
+from bitrank_analysis.statistics.verdicts import AS_GOOD, BETTER, OVER_SEEDS, sentence
 
 CONFIRMED = "confirmed"
 NOT_CONFIRMED = "not confirmed"
 NOT_DECIDED = "not decided"
 NOT_TESTED = "not tested here"
 COLUMNS = ["hypothesis", "text", "compared", "result", "finding", "reason", "metric"]
-_IS = {BETTER: "better than", WORSE: "worse than", AS_GOOD: "as good as"}
 # "About the memory of B-Q4": the design names no limit; 10 % was chosen when the test was written.
 _ABOUT = 0.1
 
@@ -74,8 +74,9 @@ class Test(Protocol):
 class Compared:
     """The corrected comparison of ``candidate`` with ``baseline`` has the verdict ``confirmed_by``.
 
-    Every other verdict of several seeds refutes it. With ``parameters`` the hypothesis is about arms of equal
-    parameters, and the reason says how many the candidate has at the end of training.
+    Every other verdict of several seeds refutes it. Arms that differ by less than the margin are as good as
+    each other even if the difference is not by chance. With ``parameters`` the hypothesis is about arms of
+    equal parameters, and the reason says how many the candidate has at the end of training.
     """
 
     candidate: str
@@ -93,9 +94,10 @@ class Compared:
             return Finding(NOT_TESTED, "the two were not compared")
         row: Any = next(rows.itertuples())
         finding, reason = NOT_DECIDED, str(row.verdict)
-        if row.verdict in _IS:
-            finding = CONFIRMED if row.verdict == self.confirmed_by else NOT_CONFIRMED
-            reason = f"it is {_IS[row.verdict]} {self.baseline}"
+        if row.verdict in OVER_SEEDS:
+            within = self.confirmed_by == AS_GOOD and bool(row.equivalent)
+            finding = CONFIRMED if within or row.verdict == self.confirmed_by else NOT_CONFIRMED
+            reason = sentence(row.verdict, self.baseline, within)
         if self.parameters:
             reason += f"; {self._share(results)}"
         compared = f"{self.candidate} against {self.baseline}"
@@ -188,9 +190,14 @@ class FastestOn:
             return Finding(NOT_TESTED, "the speed of training was not measured")
         slowest = min(ratios.values())
         faster = [name for name, ratio in ratios.items() if ratio <= 1]
+        finding, reason = CONFIRMED, "each of the others is slower"
+        if results.arms["seeds"].min() == 1:
+            finding, reason = NOT_DECIDED, "one seed"
+        elif faster:
+            finding, reason = NOT_CONFIRMED, f"no slower: {phrasing.listed(faster)}"
         return Finding(
-            NOT_CONFIRMED if faster else CONFIRMED,
-            f"no slower: {phrasing.listed(faster)}" if faster else "each of the others is slower",
+            finding,
+            reason,
             f"{self.arm} against {phrasing.listed(self.others)}",
             f"tokens/s at least {slowest:.2f} times",
         )

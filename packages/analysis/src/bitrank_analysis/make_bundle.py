@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import duckdb
@@ -27,6 +27,7 @@ from bitrank_analysis.artifacts import (
 from bitrank_analysis.bundle import MANIFEST, VERSION, digest_of, is_bundle
 from bitrank_analysis.errors import AnalysisError, masked
 from bitrank_analysis.files import write_atomically
+from bitrank_analysis.join_bundles import by_columns, joined, sorted_rows
 from bitrank_analysis.store import open_store
 from bitrank_analysis.study import load_study
 
@@ -44,20 +45,24 @@ _FIELDS = ("model", "task", "data", "plan", "test_file")  # fields of a spec tha
 _TEXT_FILES = (RANKS, PLAN, SPEC, CONTINUATIONS)
 
 
-def write_bundle(store_uri: str, out_folder: Path | str, experiment: str | None = None) -> Path:
+def write_bundle(stores: str | Sequence[str], out_folder: Path | str, experiment: str | None = None) -> Path:
     """Write the bundle of ``experiment`` (or of the only one) into ``out_folder``; returns the folder.
 
-    The same results give the same bytes. An earlier bundle in the folder is replaced. Raises
-    :class:`AnalysisError` as :func:`~bitrank_analysis.load_study` does, and if the folder has other files.
+    Several ``stores`` or bundles are the parts of one experiment. The same results give the same bytes,
+    however they are divided. An earlier bundle in the folder is replaced. Raises :class:`AnalysisError` as
+    :func:`~bitrank_analysis.load_study` does, if the parts are of different experiments, and if the folder
+    has other files.
     """
-    database = open_store(store_uri)
-    name = load_study(database, experiment).experiment
-    rows = database.execute("SELECT run_id FROM runs WHERE experiment = ? ORDER BY 1", [name]).fetchall()
-    ids = [run_id for (run_id,) in rows]
+    parts = {uri: _read(uri, experiment) for uri in ([stores] if isinstance(stores, str) else stores)}
+    names = {name for name, _ in parts.values()}
+    if len(names) > 1:
+        each = ", ".join(f"{name} in {masked(uri)}" for uri, (name, _) in parts.items())
+        raise AnalysisError(f"expected parts of one experiment, got {each}; choose one with --experiment")
+    (name,) = names
+    tables = joined([tables for _, tables in parts.values()])
     folder = Path(out_folder)
     try:
         _empty(folder)
-        tables = {**_tables(database, ids), "texts": _texts(database, ids), **_predictions(database, ids)}
         files = {f"{table}.parquet": _write(folder / f"{table}.parquet", tables[table]) for table in tables}
         manifest = {"version": VERSION, "experiment": name, "digest": digest_of(files), "files": files}
         write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
@@ -66,6 +71,15 @@ def write_bundle(store_uri: str, out_folder: Path | str, experiment: str | None 
             f"expected a folder to write the bundle to, got {folder}: {error.strerror}; choose another"
         ) from error
     return folder
+
+
+def _read(store_uri: str, experiment: str | None) -> tuple[str, dict[str, pa.Table]]:
+    """Name and tables of ``experiment`` in one store or bundle."""
+    database = open_store(store_uri)
+    name = load_study(database, experiment).experiment
+    rows = database.execute("SELECT run_id FROM runs WHERE experiment = ? ORDER BY 1", [name]).fetchall()
+    ids = [run_id for (run_id,) in rows]
+    return name, {**_tables(database, ids), "texts": _texts(database, ids), **_predictions(database, ids)}
 
 
 def _empty(folder: Path) -> None:
@@ -89,7 +103,7 @@ def _tables(database: duckdb.DuckDBPyConnection, ids: list[str]) -> dict[str, pa
             rows = _with_column(rows, "value", map(without_folder, rows["value"].to_pylist()))
         if "reason" in rows.column_names:
             rows = _with_column(rows, "reason", map(masked, rows["reason"].to_pylist()))
-        found[table] = rows.sort_by([(column, "ascending") for column in rows.column_names])
+        found[table] = sorted_rows(rows)
     return found
 
 
@@ -112,16 +126,15 @@ def _texts(database: duckdb.DuckDBPyConnection, ids: list[str]) -> pa.Table:
 
 def _predictions(database: duckdb.DuckDBPyConnection, ids: list[str]) -> dict[str, pa.Table]:
     """Predictions by name of the table: runs with equal columns share one; rows keep their order."""
-    groups: dict[str, list[pa.Table]] = {}
+    found = []
     for run_id in ids:
         try:
             rows = read_predictions(database, run_id).to_arrow_table()
         except AnalysisError:  # none, or unreadable: then it is a row of ``unread``
             continue
         column = pa.array([run_id] * rows.num_rows, pa.string())
-        groups.setdefault(str(rows.schema), []).append(rows.add_column(0, "run_id", column))
-    ordered = [groups[schema] for schema in sorted(groups)]
-    return {f"predictions-{number:02d}": pa.concat_tables(parts) for number, parts in enumerate(ordered)}
+        found.append(rows.add_column(0, "run_id", column))
+    return by_columns(found)
 
 
 def without_folder(text: str) -> str:

@@ -22,7 +22,7 @@ from bitrank_analysis.statistics.compare import compare_pairs
 from bitrank_analysis.statistics.examples import ArmResults
 from bitrank_analysis.statistics.moderation import seed_spread
 from bitrank_analysis.statistics.share import share_kept
-from bitrank_analysis.statistics.verdicts import AS_GOOD, BETTER, WORSE
+from bitrank_analysis.statistics.verdicts import AS_GOOD, BETTER, WORSE, sentence
 
 SUPPORTED = "supported"
 NOT_SUPPORTED = "not supported"
@@ -39,7 +39,6 @@ _FOUR = (4.0, math.inf)
 _ADAPTER_BYTES = 2  # per parameter of a stored adapter
 # L4Q and trained scales end without adapters, and groups come in few sizes: up to 5 % of a budget is left.
 _BYTES_TOLERANCE = 0.05
-_IS = {BETTER: "better than", WORSE: "worse than", AS_GOOD: "as good as"}
 DIFFERENCE, SHARE = "difference", "share"  # statistics of a claim
 REPORTED = "as reported about"  # begins the source of a claim that others make about a paper
 
@@ -50,11 +49,12 @@ class Claim:
 
     ``pairs`` are (candidate, baseline). An arm that a study brought to a budget is called ARM-BUDGET; it is
     compared with the baseline of the same budget. ``supported_by`` and ``refuted_by`` are verdicts of the
-    comparison that decide. With ``share`` the claim is that this share of the baseline's score is kept; the
-    baseline may then be at its own bytes. Conditions: ``kinds`` of tasks (empty: all), percent of trained
-    parameters below ``trained_below`` (those left at the end, as in the AdaLoRA paper's tables), stored bits
-    per parameter of the candidate at least the first and below the second of ``bits``. Without ``share`` the
-    stored bytes of both arms, adapters included, differ by 5 % at most.
+    comparison that decide; if *as good as* supports the claim, so does a difference below the margin. With
+    ``share`` the claim is that this share of the baseline's score is kept; the baseline may then be at its
+    own bytes. Conditions: ``kinds`` of tasks (empty: all), percent of trained parameters below
+    ``trained_below`` (those left at the end, as in the AdaLoRA paper's tables), stored bits per parameter of
+    the candidate at least the first and below the second of ``bits``. Without ``share`` the stored bytes of
+    both arms, adapters included, differ by 5 % at most.
     """
 
     text: str
@@ -227,8 +227,9 @@ def _of_difference(claim: Claim, pair: tuple[str, str], row: Any) -> dict[str, A
         **dict.fromkeys(claim.supported_by, SUPPORTED),
         **dict.fromkeys(claim.refuted_by, NOT_SUPPORTED),
     }
-    finding = decided.get(row.verdict, NOT_DECIDED)
-    reason = row.verdict if finding == NOT_DECIDED else f"it is {_IS[row.verdict]} {row.baseline}"
+    within = AS_GOOD in claim.supported_by and bool(row.equivalent) and row.verdict in decided
+    finding = SUPPORTED if within else decided.get(row.verdict, NOT_DECIDED)
+    reason = row.verdict if finding == NOT_DECIDED else sentence(row.verdict, row.baseline, within)
     return _row(
         claim,
         pair,

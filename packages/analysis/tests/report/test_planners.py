@@ -37,6 +37,14 @@ ACCURACY = {
 LEFT_OUT = [{"arm": "B-Ada", "budget": "2bits", "task": "movies", "reason": "does not fit into 50 bytes"}]
 
 
+REFERENCES = ["exact-4bits", "exact-2bits"]
+
+
+def studied(plans: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a study records about its arms."""
+    return {"references": REFERENCES, "plans": plans, "left_out": LEFT_OUT}
+
+
 @pytest.fixture
 def store(maker: Any, tmp_path: Path) -> Path:
     for number, (config, accuracy) in enumerate(ACCURACY.items()):
@@ -63,7 +71,8 @@ def store(maker: Any, tmp_path: Path) -> Path:
         }
         for config, budget in BUDGETS.items()
     ]
-    (tmp_path / "costs.json").write_text(json.dumps({"plans": costs, "left_out": LEFT_OUT}))
+    costs += [{"config": config, "task": "movies"} for config in ACCURACY if config not in BUDGETS]
+    (tmp_path / "costs.json").write_text(json.dumps(studied(costs)))
     return tmp_path
 
 
@@ -71,11 +80,8 @@ def planning_costs(store: Path) -> pd.DataFrame:
     return pd.DataFrame(json.loads((store / "costs.json").read_text())["plans"])
 
 
-REFERENCES = ["exact-4bits", "exact-2bits"]
-
-
 def test_planned_arms_are_compared_within_their_budget_and_others_with_every_reference(store: Path) -> None:
-    planners_report(str(store), "bitrank-test", REFERENCES, store / "costs.json", store)
+    planners_report(str(store), "bitrank-test", [store / "costs.json"], store)
     study = load_study(open_store(str(store)), "bitrank-test")
     frame = arms_table(study, "movies", REFERENCES, planning_costs(store))
     compared = {
@@ -99,7 +105,7 @@ def test_each_family_of_tests_is_corrected_separately(store: Path) -> None:
 
 
 def test_sentences_separate_arms_with_and_without_a_budget(store: Path) -> None:
-    text = planners_report(str(store), "bitrank-test", REFERENCES, store / "costs.json", store)
+    text = planners_report(str(store), "bitrank-test", [store / "costs.json"], store)
     one_seed = "on the examples of one seed"
     assert (
         f"after Holm, exact-4bits differs from 1 of 2 {one_seed}, ahead of 1 and behind 0; "
@@ -139,7 +145,7 @@ def test_sentence_on_arms_with_one_seed_and_several_counts_every_verdict() -> No
 
 
 def test_figure_draws_each_arm_at_its_budget_with_its_interval(store: Path) -> None:
-    text = planners_report(str(store), "bitrank-test", REFERENCES, store / "costs.json", store)
+    text = planners_report(str(store), "bitrank-test", [store / "costs.json"], store)
     assert "![Difference against bytes](difference-bytes-movies.svg)" in text
     assert (store / "difference-bytes-movies.svg").exists()
     study = load_study(open_store(str(store)), "bitrank-test")
@@ -226,7 +232,7 @@ def test_costs_count_planning_rates_and_training_and_bytes_left_of_the_budget(st
 def test_arms_at_their_own_bytes_have_a_rate_and_its_cost_but_no_budget(store: Path) -> None:
     study = load_study(open_store(str(store)), "bitrank-test")
     chosen = pd.DataFrame([{"config": "B-FP", "task": "movies", "rates_s": 7.0, "learning_rate": 0.01}])
-    costs = pd.concat([planning_costs(store), chosen])
+    costs = pd.concat([planning_costs(store).query("config != 'B-FP'"), chosen])
     row = arms_table(study, "movies", REFERENCES, costs).set_index("config").loc["B-FP"].iloc[0]
     assert (row["learning_rate"], row["total_s"]) == (0.01, 7 + 60) and pd.isna(row["budget"])
 
@@ -234,13 +240,13 @@ def test_arms_at_their_own_bytes_have_a_rate_and_its_cost_but_no_budget(store: P
 def test_arms_above_their_budget_are_named_with_their_share(store: Path) -> None:
     costs = json.loads((store / "costs.json").read_text())
     for plan in costs["plans"]:
-        plan["budget"] *= 2**20
+        plan["budget"] = plan["budget"] * 2**20 if "budget" in plan else None
     (store / "within.json").write_text(json.dumps(costs))
-    text = planners_report(str(store), "bitrank-test", REFERENCES, store / "within.json", store)
+    text = planners_report(str(store), "bitrank-test", [store / "within.json"], store)
     assert "Above the budget" not in text
     next(plan for plan in costs["plans"] if plan["config"] == "greedy-4bits")["budget"] = 80 * 2**20
     (store / "above.json").write_text(json.dumps(costs))
-    text = planners_report(str(store), "bitrank-test", REFERENCES, store / "above.json", store)
+    text = planners_report(str(store), "bitrank-test", [store / "above.json"], store)
     assert "Above the budget at the end: greedy-4bits by 20,971,520 bytes (25.0 %)." in text
 
 
@@ -255,6 +261,67 @@ def test_runs_at_a_rate_that_is_no_longer_chosen_are_left_out(maker: Any, store:
     for rate, accuracy in ((0.001, 0.3), (0.003, 0.4)):
         late = {**costs["plans"][0], "config": "late-4bits", "learning_rate": rate}
         (store / "late.json").write_text(json.dumps({**costs, "plans": [*costs["plans"], late]}))
-        text = planners_report(str(store), "bitrank-test", REFERENCES, store / "late.json", store)
+        text = planners_report(str(store), "bitrank-test", [store / "late.json"], store)
         (row,) = [line for line in text.splitlines() if line.startswith("| late-4bits | exact-4bits |")]
         assert f"| {accuracy} |" in row and f"| {rate} |" in row
+
+
+def test_arms_that_the_study_did_not_plan_are_left_out_and_named(maker: Any, store: Path) -> None:
+    """Such as runs of another study in the same experiment, whose budgets are not known."""
+    metrics = {"eval/acc": 0.5, "zero/acc": 0.5, "model/mib": 99.0, "lora/mib": 1.0, "time/total_s": 60.0}
+    maker.classifier("other-7bits", [True] * 200 + [False] * 200, metrics=metrics)
+    text = planners_report(str(store), "bitrank-test", [store / "costs.json"], store)
+    assert "Runs left out because the study did not plan their arms: other-7bits on movies." in text
+    assert "| other-7bits |" not in text
+    (store / "none.json").write_text(json.dumps(studied([{"config": "absent-4bits", "task": "movies"}])))
+    with pytest.raises(AnalysisError, match="bitrank-test has no finished run of an arm of the study"):
+        planners_report(str(store), "bitrank-test", [store / "none.json"], store)
+
+
+def test_arms_without_their_reference_are_not_compared(store: Path) -> None:
+    costs = json.loads((store / "costs.json").read_text())
+    costs["plans"] = [plan for plan in costs["plans"] if plan["config"] != "exact-2bits"]
+    (store / "without.json").write_text(json.dumps(costs))
+    text = planners_report(str(store), "bitrank-test", [store / "without.json"], store)
+    (row,) = [line for line in text.splitlines() if line.startswith("| greedy-2bits |")]
+    assert "| not compared |" in row and "| exact-4bits | – |" in text and "| reference |" in text
+
+
+def test_the_parts_of_a_study_give_the_report_of_the_whole(maker: Any, store: Path, tmp_path: Path) -> None:
+    plans = json.loads((store / "costs.json").read_text())["plans"]
+    parts = []
+    for bits in ("4bits", "2bits"):
+        part = studied([plan for plan in plans if plan["config"].endswith((bits, "B-FP", "B-Q4"))])
+        part["references"] = [name for name in REFERENCES if name.endswith(bits)]
+        parts.append(store / f"{bits}.json")
+        parts[-1].write_text(json.dumps(part))
+    whole = planners_report(str(store), "bitrank-test", [store / "costs.json"], tmp_path / "whole")
+    assert planners_report(str(store), None, parts, tmp_path / "joined") == whole
+    assert (tmp_path / "joined/movies.csv").read_text() == (tmp_path / "whole/movies.csv").read_text()
+
+
+def test_an_arm_with_a_plan_in_one_part_is_not_among_those_without(store: Path) -> None:
+    row = {"arm": "exact", "budget": "4bits", "task": "movies", "reason": "no plan"}
+    (store / "first.json").write_text(json.dumps({**studied([]), "left_out": [row]}))
+    text = planners_report(str(store), None, [store / "first.json", store / "costs.json"], store)
+    assert "exact at 4bits" not in text
+
+
+def test_parts_that_train_an_arm_at_different_rates_are_refused(store: Path) -> None:
+    row = {"config": "exact-4bits", "task": "movies", "learning_rate": 0.001}
+    for name, rate in (("first.json", 0.001), ("second.json", 0.003)):
+        (store / name).write_text(json.dumps(studied([{**row, "learning_rate": rate}])))
+    parts = [store / "first.json", store / "second.json"]
+    with pytest.raises(
+        AnalysisError, match=r"second\.json: exact-4bits on movies .* 0\.003, and with 0\.001"
+    ):
+        planners_report(str(store), None, parts, store)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"plans": []}', '{"references": 1, "plans": [], "left_out": []}']
+)
+def test_other_files_than_those_of_a_study_are_refused(store: Path, text: str) -> None:
+    (store / "other.json").write_text(text)
+    with pytest.raises(AnalysisError, match=r"other\.json.* planning\.json of"):
+        planners_report(str(store), None, [store / "other.json"], store)

@@ -1,4 +1,4 @@
-"""Hugging Face repositories in the hub's local cache: their commits, and their files with a shown download."""
+"""Hugging Face repositories in the local cache of the hub: commits, and files that are downloaded visibly."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +10,12 @@ from typing import Any
 import pandas as pd
 
 from bitrank_analysis import phrasing
+from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.figures import save
 from bitrank_analysis.figures.difference_bytes import difference_bytes
 from bitrank_analysis.files import write_atomically
 from bitrank_analysis.metrics import metric_of
+from bitrank_analysis.planning_costs import Planning, read_planning
 from bitrank_analysis.published import Setting, findings_on_claims
 from bitrank_analysis.statistics import arms as quality_of_arms
 from bitrank_analysis.statistics.compare import compare
@@ -25,57 +26,66 @@ from bitrank_analysis.study import Study, load_study
 from bitrank_analysis.tables import Table, published
 
 _MIB = 2**20
-_COSTS = [
-    "config",
-    "task",
-    "budget",
-    "planned_bytes",
-    "measuring_s",
-    "choosing_s",
-    "rates_s",
-    "predicted_nats",
-    "learning_rate",
-]
-
 _PAIR = ["candidate", "baseline", "metric", "difference", "low", "high", "p_holm", "verdict"]
 
 
-def planners_report(store: str, experiment: str, references: Sequence[str], costs: Path, folder: Path) -> str:
+def planners_report(store: str, experiment: str | None, costs: Sequence[Path], folder: Path) -> str:
     """Write ``report.md``, and a CSV file and a figure per task into ``folder``; returns the report's text.
 
-    ``references`` are configs, one per budget, with which the arms of that budget are compared (those without
-    a finished run are left out). ``costs`` is a JSON file: ``plans`` has the budget and the seconds of
-    planning and of choosing the learning rate of each arm (no budget and no planning for arms at their own
-    bytes), ``left_out`` the arms without a plan, with the reason. Raises
-    :class:`~bitrank_analysis.errors.AnalysisError` as :func:`load_study` does.
+    ``costs`` are the JSON files that `bitrank study` writes, one for each part of the study
+    (:mod:`~bitrank_analysis.planning_costs`). Raises :class:`~bitrank_analysis.errors.AnalysisError` as
+    :func:`load_study` and :func:`read_planning` do, and if the folder cannot be written.
     """
-    data = json.loads(costs.read_text())
-    planning_costs = pd.DataFrame(data["plans"], columns=_COSTS)
-    figures = planning_costs.columns.difference(["config", "task"])
-    planning_costs[figures] = planning_costs[figures].astype(float)  # configs at their own bytes have gaps
-    chosen = planning_costs.dropna(subset=["learning_rate"])
-    rates = {(row.config, row.task): float(row.learning_rate) for row in chosen.itertuples()}
-    study = load_study(open_store(store), experiment, rates)
-    parts = [f"# {experiment}", *study.notes]
-    for task in sorted(set(study.runs["task"])):
-        finished = set(study.runs.loc[study.runs["task"] == task, "config"])
-        available = [name for name in references if name in finished]
-        frame = arms_table(study, task, available, planning_costs)
-        write_atomically(folder / f"{task}.csv", frame.to_csv(index=False))
-        claims = _claims(study, task)
-        write_atomically(folder / f"published-{task}.csv", claims.csv())
-        parts += [f"## {task}", _shown(frame).markdown(), *planner_sentences(frame, available)]
-        parts += _above_budget(frame)
-        parts += _untrained(frame)
-        parts += _left_out([row for row in data["left_out"] if row["task"] == task])
-        parts += [f"### {claims.caption}", claims.markdown()]
-        if frame.loc[frame["budget"].notna(), "baseline"].notna().any():
-            figure = difference_bytes(frame, task)
-            save(figure, folder, ("svg", "png"))
-            parts.append(f"![Difference against bytes]({figure.name}.svg)")
-    text = "\n\n".join(parts) + "\n"
-    write_atomically(folder / "report.md", text)
-    return text
+    planning = read_planning(costs)
+    study, others = _planned(load_study(open_store(store), experiment, planning.rates), planning)
+    text = "\n\n".join([f"# {study.experiment}", *study.notes, *others])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for task in sorted(set(study.runs["task"])):
+            text += "\n\n" + "\n\n".join(_of_task(study, task, planning, folder))
+        write_atomically(folder / "report.md", text + "\n")
+    except OSError as error:
+        raise AnalysisError(
+            f"expected a folder to write the report to, got {folder}: {error.strerror}; give another"
+        ) from error
+    return text + "\n"
+
+
+def _planned(study: Study, planning: Planning) -> tuple[Study, list[str]]:
+    """``study`` with the runs of the arms of ``planning`` alone, and a sentence on the others."""
+    known = set(zip(planning.costs["config"], planning.costs["task"], strict=True))
+    cells = list(zip(study.runs["config"], study.runs["task"], strict=True))
+    others = [f"{config} on {task}" for config, task in dict.fromkeys(cells) if (config, task) not in known]
+    if len(others) == len(set(cells)):
+        raise AnalysisError(
+            f"{study.experiment} has no finished run of an arm of the study; give planning.json of the study "
+            "that made this store"
+        )
+    kept = study.runs[[cell in known for cell in cells]].reset_index(drop=True)
+    notes = (
+        [f"Runs left out because the study did not plan their arms: {', '.join(others)}."] if others else []
+    )
+    return replace(study, runs=kept), notes
+
+
+def _of_task(study: Study, task: str, planning: Planning, folder: Path) -> list[str]:
+    """Paragraphs on ``task``; its tables and its figure are written into ``folder``."""
+    finished = set(study.runs.loc[study.runs["task"] == task, "config"])
+    references = [name for name in planning.references if name in finished]
+    frame = arms_table(study, task, references, planning.costs)
+    write_atomically(folder / f"{task}.csv", frame.to_csv(index=False))
+    claims = _claims(study, task)
+    write_atomically(folder / f"published-{task}.csv", claims.csv())
+    parts = [f"## {task}", _shown(frame, references).markdown(), *planner_sentences(frame, references)]
+    parts += _above_budget(frame)
+    parts += _untrained(frame)
+    parts += _left_out([row for row in planning.left_out if row["task"] == task])
+    parts += [f"### {claims.caption}", claims.markdown()]
+    if frame.loc[frame["budget"].notna(), "baseline"].notna().any():
+        figure = difference_bytes(frame, task)
+        save(figure, folder, ("svg", "png"))
+        parts.append(f"![Difference against bytes]({figure.name}.svg)")
+    return parts
 
 
 def arms_table(
@@ -129,7 +139,7 @@ def _pairs(study: Study, task: str, references: Sequence[str], arms: pd.DataFram
     return pd.concat(found) if found else pd.DataFrame(columns=_PAIR)
 
 
-def _shown(frame: pd.DataFrame) -> Table:
+def _shown(frame: pd.DataFrame, references: Sequence[str]) -> Table:
     rows = [
         {
             "arm": row.config,
@@ -140,7 +150,7 @@ def _shown(frame: pd.DataFrame) -> Table:
             "left": f"{row.left_bytes:,.0f}" if row.left_bytes == row.left_bytes else "–",
             "difference": _difference(row),
             "p (Holm)": f"{row.p_holm:.3g}" if row.p_holm == row.p_holm else "–",
-            "verdict": row.verdict if isinstance(row.verdict, str) else "reference",
+            "verdict": row.verdict if isinstance(row.verdict, str) else _uncompared(row.config, references),
             "rate": f"{row.learning_rate:g}" if row.learning_rate == row.learning_rate else "–",
             "planning s": f"{row.plan_s:.1f}",
             "rates s": f"{row.rates_s:.0f}",
@@ -149,6 +159,10 @@ def _shown(frame: pd.DataFrame) -> Table:
         for row in frame.itertuples()
     ]
     return Table("planners", "Planners at equal bytes", frame, pd.DataFrame(rows))
+
+
+def _uncompared(config: str, references: Sequence[str]) -> str:
+    return "reference" if config in references else "not compared"
 
 
 def _claims(study: Study, task: str) -> Table:

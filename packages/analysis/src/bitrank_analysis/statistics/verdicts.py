@@ -17,6 +17,9 @@ ALIKE = "alike on these examples (one seed)"
 # In the order in which reports list them.
 VERDICTS = (BETTER, AS_GOOD, DIFFERS, ALIKE, WORSE, UNRESOLVED)
 
+# Verdicts on configs, which need several seeds → how a sentence says them.
+OVER_SEEDS = {BETTER: "better than", WORSE: "worse than", AS_GOOD: "as good as"}
+
 RESOLVED = "resolved"  # verdict on an effect of the factorial
 
 
@@ -38,6 +41,12 @@ def verdict(differs: bool, equivalent: bool, wins: bool, seeds: int) -> str:
     if equivalent:
         return AS_GOOD if seeds > 1 else ALIKE
     return UNRESOLVED
+
+
+def sentence(word: str, baseline: str, within: bool = False) -> str:
+    """One of :data:`OVER_SEEDS` as a sentence. ``within``: the difference shown is below the margin."""
+    less = " by less than the margin" if within and word != AS_GOOD else ""
+    return f"it is {OVER_SEEDS[word]} {baseline}{less}"
 
 
 def effect_verdict(differs: bool, seeds: int) -> str:

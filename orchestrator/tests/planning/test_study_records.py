@@ -1,0 +1,49 @@
+"""Records of a study keep the arms of earlier commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bitrank.planning.study_records import record_planning, record_rates
+
+
+def row(config: str, **values: Any) -> dict[str, Any]:
+    return {"config": config, "task": "toy", **values}
+
+
+def absent(arm: str, budget: str) -> dict[str, str]:
+    return {"arm": arm, "budget": budget, "task": "toy", "reason": "no plan"}
+
+
+def test_arms_of_an_earlier_command_stay_and_those_of_the_present_one_are_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "planning.json"
+    plans = [row("exact-B-Q4", budget=9), row("greedy-B-Q4", budget=9)]
+    record_planning(path, ["exact-B-Q4"], plans, [absent("greedy", "3bits"), absent("exact", "2bits")])
+    later = [row("greedy-3bits", budget=5), row("greedy-B-Q4", budget=8)]
+    record_planning(path, ["exact-3bits"], later, [absent("exact", "2bits")])
+    assert json.loads(path.read_text()) == {
+        "references": ["exact-B-Q4", "exact-3bits"],
+        "plans": [row("exact-B-Q4", budget=9), row("greedy-B-Q4", budget=8), row("greedy-3bits", budget=5)],
+        "left_out": [absent("exact", "2bits")],
+    }
+
+
+def test_rates_of_an_earlier_command_stay(tmp_path: Path) -> None:
+    path = tmp_path / "rates.json"
+    record_rates(path, [row("exact", rate=1.0), row("greedy", rate=1.0)])
+    record_rates(path, [row("greedy", rate=3.0)])
+    assert json.loads(path.read_text()) == [row("exact", rate=1.0), row("greedy", rate=3.0)]
+
+
+@pytest.mark.parametrize("text", ["", "{", "3"])
+def test_a_damaged_record_is_replaced(tmp_path: Path, text: str) -> None:
+    for name, record in (("planning.json", dict), ("rates.json", list)):
+        (tmp_path / name).write_text(text)
+        if record is dict:
+            record_planning(tmp_path / name, [], [row("exact")], [])
+        else:
+            record_rates(tmp_path / name, [row("exact")])
+        assert "exact" in (tmp_path / name).read_text()
