@@ -10,6 +10,7 @@ import torch
 from bitrank.errors import UserError
 from bitrank.export.finished_run import find_run
 from bitrank.export.merge import merge_into_16bit
+from bitrank.export.peft_adapter import _over_unquantized_base
 from bitrank.export.rebuild import rebuild
 from bitrank.models.locate import locate
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -23,10 +24,10 @@ def base() -> Any:
     return AutoModelForCausalLM.from_pretrained(locate("tiny-llama"), dtype=torch.float32)
 
 
-def write_adapter(folder: Path, **settings: Any) -> None:
+def write_adapter(folder: Path, targets: tuple[str, ...] = ("q_proj", "up_proj"), **settings: Any) -> None:
     """A LoRA adapter of tiny-llama, made by PEFT alone, in which every trained parameter has moved."""
     torch.manual_seed(0)
-    model = get_peft_model(base(), LoraConfig(r=4, target_modules=["q_proj", "up_proj"], **settings))
+    model = get_peft_model(base(), LoraConfig(r=4, target_modules=list(targets), **settings))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -40,6 +41,7 @@ def merged(folder: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize(
     "settings",
     [
@@ -51,7 +53,10 @@ def merged(folder: Path) -> dict[str, torch.Tensor]:
     ],
     ids=["plain", "alpha by suffix", "alpha by expression", "norms trained whole", "matrix trained whole"],
 )
-def test_merged_weights_are_those_of_peft(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_merged_weights_are_those_of_peft(
+    tmp_path: Path, settings: dict[str, Any], dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitrank.process.compute.choose_dtype", lambda *_: dtype)
     write_adapter(tmp_path, **settings)
     found, untrained = merged(tmp_path), base().state_dict()
     expected = PeftModel.from_pretrained(base(), str(tmp_path)).merge_and_unload().state_dict()
@@ -65,16 +70,33 @@ def test_merged_weights_are_those_of_peft(tmp_path: Path, settings: dict[str, An
         assert (found[name] - untrained[name] - change).norm() < 0.1 * change.norm(), name
 
 
+@pytest.mark.parametrize("saved", [["norm"], ["layers.0.mlp.down_proj"]])
+def test_the_audit_of_a_peft_export_is_that_of_what_peft_computes(tmp_path: Path, saved: list[str]) -> None:
+    write_adapter(tmp_path, modules_to_save=saved)
+    model, _ = _over_unquantized_base(rebuild(find_run(tmp_path, "toy_articles", "tiny-llama")))
+    found = model.float().state_dict()
+    expected = PeftModel.from_pretrained(base(), str(tmp_path)).merge_and_unload().state_dict()
+    for name, weight in expected.items():
+        assert (found[name] - weight).norm() <= 0.004 * weight.norm(), name
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"modules_to_save": ["lm_head"]}, "lm_head.weight, which the base shares with another module"),
-        ({"modules_to_save": ["embed_tokens"]}, "embed_tokens.weight, which the base shares"),
+        ({"modules_to_save": ["lm_head"]}, "lm_head, whose weight the base shares with another module"),
+        ({"modules_to_save": ["embed_tokens"]}, "embed_tokens, whose weight the base shares"),
+        ({"targets": ("q_proj", "lm_head")}, "changes lm_head, whose weight the base shares with another"),
     ],
 )
-def test_module_trained_whole_that_the_base_ties_is_refused(
-    tmp_path: Path, settings: dict[str, Any], message: str
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_changed_module_that_the_base_ties_is_refused(
+    tmp_path: Path,
+    settings: dict[str, Any],
+    message: str,
+    dtype: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("bitrank.process.compute.choose_dtype", lambda *_: dtype)
     write_adapter(tmp_path, **settings)
     with pytest.raises(UserError, match=message):
         merged(tmp_path)

@@ -15,10 +15,12 @@ from bitrank.forecast.dry_run import Pass, Stage, dry_run, unplanned_model
 from bitrank.forecast.forecast import Forecast, forecast
 from bitrank.forecast.import_memory import ImportMemory
 from bitrank.forecast.live_bytes import LiveBytes
+from bitrank.forecast.model_shapes import model_shapes
 from bitrank.forecast.stored_size import stored_size
 from bitrank.forecast.training_time import training_time
 from bitrank.forecast.workload import heaviest, workload
 from bitrank.models.load import open_model
+from bitrank.models.locate import locate
 from bitrank.planning.from_config import outlined_problem, training_memory
 from bitrank.planning.prior import LEVEL, prior_costs, prior_errors
 from bitrank.process.compute import Compute
@@ -39,6 +41,7 @@ from bitrank_trainer.optimizer import named_adamw
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import AutoConfig
 
 IN_FP32 = Compute("cpu", "fp32", threads=None)
 TASKS = ("toy_sentences", "toy_articles")
@@ -268,6 +271,23 @@ def test_prior_costs_decrease_with_bits_and_rank_and_are_deterministic() -> None
     assert down == pytest.approx(2 * up) and first["model.layers.0.mlp.up_proj"][
         "int4-g64", 0
     ] == pytest.approx(2 * up)
+
+
+def test_a_table_that_a_head_shares_costs_as_much_as_a_head() -> None:
+    blocks = [matrix for matrix in matrices() if matrix.role != "head"]
+    table, up = "model.embed_tokens", "model.layers.8.mlp.up_proj"
+    alone, shared = (prior_errors(blocks, ["nf4"], heads) for heads in ((), (table,)))
+    ratios = [errors[table]["nf4"] / errors[up]["nf4"] for errors in (alone, shared)]
+    assert ratios[1] == pytest.approx(2 * ratios[0])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_plan_of_a_config_knows_which_table_a_head_shares(tmp_path: Path, tied: bool) -> None:
+    config = AutoConfig.from_pretrained(locate("tiny-llama"))
+    config.tie_word_embeddings = tied
+    config.save_pretrained(tmp_path)
+    heads = model_shapes(str(tmp_path), "language-modelling").heads
+    assert heads == ({"model.embed_tokens"} if tied else set())
 
 
 class LargestTensor(TorchDispatchMode):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import warnings
 from itertools import islice
@@ -192,10 +193,10 @@ def test_the_mps_fallback_is_enabled_before_torch_is_imported_on_apple_silicon_o
     assert run_environment(make_spec(SMOKE, "B-FP", "toy_sentences"))["PYTORCH_ENABLE_MPS_FALLBACK"] == "0"
 
 
-@pytest.mark.parametrize(("changes", "sequences"), [({}, 12 * 8), ({"accumulation": 2}, 12 * 8 * 2)])
-def test_time_of_an_epoch_follows_from_the_sequences_trained_on(
-    tmp_path: Path, changes: dict[str, int], sequences: int
-) -> None:
+@pytest.mark.parametrize("changes", [{}, {"accumulation": 2}])
+def test_time_of_an_epoch_is_that_of_its_steps(tmp_path: Path, changes: dict[str, int]) -> None:
+    """The last batch of an epoch may be short, so sequences are not proportional to steps."""
     _, result = go(tmp_path / "run", **changes)
     in_an_epoch = len(load_data(make_spec(SMOKE, "B-FP", "toy_sentences")).task.splits["train"])
-    assert result["time/epoch_s"] == pytest.approx(result["time/train_s"] * in_an_epoch / sequences)
+    steps = math.ceil(in_an_epoch / (8 * changes.get("accumulation", 1)))
+    assert result["time/epoch_s"] == pytest.approx(result["time/train_s"] * steps / 12)

@@ -19,7 +19,14 @@ from bitrank_data.kinds import encode_pairs
 from bitrank_data.sequences import Cutting, Piece, pack
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 END = 3
 MODELS = {"tiny-t5": AutoModelForSeq2SeqLM, "tiny-bart": AutoModelForSeq2SeqLM}
@@ -182,3 +189,12 @@ def test_a_table_of_positions_limits_the_texts() -> None:
     assert found.tokens <= 2
     with pytest.raises(UserError, match="a prompt of 64 tokens leaves no position for a text"):
         generate(model, tokenizer, prompts((64,), completion=10), "cpu", longest=10)
+
+
+def test_continuations_fit_a_short_table_of_positions() -> None:
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=30, n_embd=8, n_layer=1, n_head=2, n_positions=32)).eval()
+    model.config.pad_token_id = 0
+    tokenizer = load_tokenizer("tiny-gpt2")
+    (row, *_) = continuations(model, tokenizer, prompts((24, 24)), "cpu")
+    assert len(tokenizer(row["prompt"]).input_ids) <= 16

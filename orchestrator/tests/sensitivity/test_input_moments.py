@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 import torch
 from bitrank.errors import UserError
+from bitrank.models.locate import locate
 from bitrank.sensitivity.input_moments import StoredMoments, gather, moments_place
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
 from small_models import write
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 
 def spec_of(task: str, **overrides):
@@ -44,6 +47,18 @@ def test_the_columns_of_an_embedding_have_equal_weights() -> None:
     folder = gather(spec_of("toy_sentences"))
     (table, *_) = json.loads((folder / "index.json").read_text())["tables"]
     assert torch.equal(StoredMoments(folder).of(table, 5).diagonal_I, torch.ones(5))
+
+
+def test_a_table_that_others_share_without_a_head_has_equal_weights(tmp_path: Path) -> None:
+    """Encoder and decoder of a BART share one table; a classifier of it has no head that shares it too."""
+    AutoModelForSeq2SeqLM.from_pretrained(locate("tiny-bart")).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(locate("tiny-bart"))
+    end = tokenizer.convert_tokens_to_ids("[SEP]")
+    closed = TemplateProcessing(single="$A [SEP]", special_tokens=[("[SEP]", end)])
+    tokenizer.backend_tokenizer.post_processor = closed
+    tokenizer.save_pretrained(tmp_path)
+    moments = StoredMoments(gather(spec_of("toy_sentences", model=str(tmp_path))))
+    assert torch.equal(moments.of("model.shared", 4).diagonal_I, torch.ones(4))
 
 
 def test_a_matrix_without_calibration_inputs_is_named() -> None:

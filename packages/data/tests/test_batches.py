@@ -97,7 +97,10 @@ def test_spread_windows_are_evenly_spaced_per_document() -> None:
     split = split_of([8] * 10 + [4], ["a"] * 10 + ["b"])
     few = spread_windows(split, 3)
     assert few.ids == ["a", "a", "a", "b"] and len(few) == 4
-    assert len(spread_windows(split, 100)) == 10  # excludes the last, shorter window of a long document
+    assert len(spread_windows(split, 100)) == 11
+    cut = split_of([8] * 10 + [4], ["a"] * 11)
+    assert len(spread_windows(cut, 100)) == 10, "the last, shorter window is left out"
+    assert len(spread_windows(split_of([8, 8], ["a", "a"]), 2)) == 2
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=80), st.integers(1, 9), st.integers(1, 300))

@@ -210,3 +210,10 @@ def test_marks_of_generated_text_agree_with_the_targets() -> None:
     (text,) = texts_of(dialogue("0", None, pairs, "chat"), tokenizer)
     answers = "".join(segment.text for segment in text if segment.is_answer)
     assert tokenizer.decode(kept) == answers == "one<|im_end|>two<|im_end|>"
+
+
+def test_a_template_that_prints_the_day_prints_the_same_on_every_day(tmp_path: Path) -> None:
+    dated = "{{ 'Today Date: ' + strftime_now('%d %b %Y') + '\n' }}" + QWEN_2
+    tokenizer = tokenizer_of(dated)
+    (text,) = texts_of(dialogue("1", None, [("user", "ask"), ("assistant", "one")], "chat"), tokenizer)
+    assert text[0].text.startswith("Today Date: 26 Jul 2024\n<|im_start|>system")

@@ -159,3 +159,19 @@ def test_failed_write_leaves_the_previous_checkpoint_and_no_unfinished_file(
     trained, messages, _ = run(make, tmp_path)
     assert messages == []
     assert_same(trained, straight)
+
+
+def test_new_checkpoints_stay_after_all_earlier_ones_were_damaged(
+    make: Any, stopped: Path, straight: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """Training starts again, and a second kill continues from what it has written since."""
+    folder = tmp_path / "copy"
+    shutil.copytree(stopped, folder)
+    for place in folder.glob("step-*"):
+        (place / "state.safetensors").write_bytes(b"damaged")
+    with pytest.raises((Stop, RuntimeError)):
+        run(make, folder, stop_after=16)
+    assert [path.name for path in sorted(folder.glob("step-*"))] == ["step-00000007", "step-00000014"]
+    found, messages, _ = run(make, folder)
+    assert messages == []
+    assert_same(found, straight)

@@ -68,7 +68,7 @@ def _over_unquantized_base(rebuilt: Rebuilt) -> tuple[Any, dict[str, MatrixAudit
             stored_OI, adapted_OI = rebuilt.stored_and_adapted(name)
             stored_as = str(rebuilt.compute.dtype).removeprefix("torch.")
             audits[name] = matrix_audit(rebuilt, name, stored_as, (stored_OI, adapted_OI, result_OI))
-        rebuilt.copy_heads(loaded.model)
+        rebuilt.copy_whole(loaded.model)
     return loaded.model, audits
 
 

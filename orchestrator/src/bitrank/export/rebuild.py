@@ -8,7 +8,7 @@ adapters by a rank rule, whereas an export attaches the trained one.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,9 @@ from bitrank_adapters import (
 )
 from bitrank_quant import (
     Applied,
+    Float,
+    QuantLinear,
+    QuantWeight,
     float_format,
     left_out,
     load_layers,
@@ -131,6 +134,11 @@ class Rebuilt:
                 parameter.requires_grad_(False)
             model.set_submodule(head, plain)
 
+    def copy_whole(self, model: Any) -> None:
+        """Copy what was trained whole to the plain ``model``: heads, and others such as norms."""
+        self.copy_heads(model)
+        _copy_parameters(model, _outside_heads(self.adapter, self.trained_heads()))
+
     def plain_model(self, weights_OI: Mapping[str, Tensor]) -> Any:
         """A new unquantized model with these (out, in) matrices, and the remaining tensors of the run.
 
@@ -147,8 +155,7 @@ class Rebuilt:
             for one in left_out(loaded.model, loaded.trained_modules):
                 tensor = loaded.model.get_parameter(one.name)
                 tensor.copy_(tensor if tensor.element_size() <= 2 else tensor.to(torch.bfloat16))
-            self.copy_heads(loaded.model)
-            _copy_parameters(loaded.model, _outside_heads(self.adapter, self.trained_heads()))
+            self.copy_whole(loaded.model)
         return loaded.model
 
 
@@ -184,6 +191,7 @@ def _copy_weight(layer: Any, weight_OI: Tensor) -> None:
 def _with_adapter(loaded: Loaded, adapter: SavedAdapter) -> Any:
     """Attach ``adapter`` to the base as LoRA, with its scale folded into one factor."""
     parts = {name: part for name, part in adapter.parts.items() if len(part.down_RI)}
+    _refuse_shared(loaded.model, parts)
     heads = _trained_heads(loaded, adapter)
     _copy_parameters(loaded.model, _outside_heads(adapter, heads))
     if missing := [head for head in loaded.new_modules if head not in heads]:
@@ -216,16 +224,33 @@ def _outside_heads(adapter: SavedAdapter, heads: Sequence[str]) -> dict[str, Ten
     return {name: tensor for name, tensor in adapter.whole.items() if name.rpartition(".")[0] not in heads}
 
 
+def _refuse_shared(model: nn.Module, changed: Iterable[str]) -> None:
+    """Raise :class:`UserError` if one of the ``changed`` modules shares its weight.
+
+    A merge would change the other modules too.
+    """
+    tied = tied_modules(model)
+    shared = {*tied, *tied.values()}
+    for name in changed:
+        if name in shared:
+            raise UserError(
+                f"the adapter changes {name}, whose weight the base shares with another module; merge it "
+                "with the library that trained it, which knows whether both changed"
+            )
+
+
 def _copy_parameters(model: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Copy ``values`` to the parameters of ``model`` with these names.
+    """Copy ``values`` to the parameters of ``model`` with these names, and to its 16-bit matrices.
 
     Raises :class:`UserError` for a value without a parameter of its shape, and for a parameter that several
-    modules share: the adapter may have trained one of them only.
+    modules share.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
+    _refuse_shared(model, [name.rpartition(".")[0] for name in values if name.endswith(".weight")])
     users = Counter(id(parameter) for parameter in parameters.values())
     for name, value in values.items():
-        target = parameters.get(name)
+        matrix = _stored_in_16_bits(model, name)
+        target = parameters.get(name) if matrix is None else matrix.weight
         if target is None or target.shape != value.shape:
             found = "no such parameter" if target is None else f"one of shape {list(target.shape)}"
             raise UserError(
@@ -238,4 +263,16 @@ def _copy_parameters(model: nn.Module, values: Mapping[str, Tensor]) -> None:
                 "library that trained it, which knows whether both changed"
             )
         with torch.no_grad():
-            target.copy_(value)
+            if matrix is None:
+                target.copy_(value)
+            else:
+                stored = matrix.quantized
+                matrix.quantized = QuantWeight(value.to(target), stored.fmt, stored.compute_dtype)
+
+
+def _stored_in_16_bits(model: nn.Module, name: str) -> QuantLinear | None:
+    """The layer whose weight is called ``name``, if it stores 16 bits and computes in another dtype."""
+    place, _, part = name.rpartition(".")
+    layer = dict(model.named_modules()).get(place) if part == "weight" else None
+    is_stored = isinstance(layer, QuantLinear) and isinstance(layer.quantized.fmt, Float)
+    return layer if is_stored else None

@@ -25,7 +25,8 @@ class ModelShapes:
     matrices (norms in fp32, the rest in the compute dtype), so ``fixed`` + the matrices' bytes is the stored
     base. ``trained`` counts the parameters of new heads, which are trained in fp32 in addition to adapters.
     ``shared`` names the matrices that the reference backend must store, whatever the configured backend,
-    because other modules share or read their weights. ``left`` are the tensors that no plan can name.
+    because other modules share or read their weights. ``heads`` are the embeddings whose weight a head
+    shares. ``left`` are the tensors that no plan can name.
     """
 
     matrices: list[WeightMatrix]
@@ -34,6 +35,7 @@ class ModelShapes:
     trained: int
     model_type: str
     shared: frozenset[str]
+    heads: frozenset[str]
     left: tuple[UnplannedTensor, ...]
 
 
@@ -46,7 +48,8 @@ def model_shapes(place: str, kind: str, classes: int = 2, dtype: torch.dtype = t
     model = meta_model(place, kind, classes, dtype)
     check_adaptable(place, model)
     trained_modules = find_new_modules(model, place, kind)
-    matrices = [m for m in weight_matrices(model) if m.tied_to is None and m.name not in trained_modules]
+    every = weight_matrices(model)
+    matrices = [m for m in every if m.tied_to is None and m.name not in trained_modules]
     return ModelShapes(
         matrices=matrices,
         parameters=sum(p.numel() for p in model.parameters()),
@@ -54,5 +57,6 @@ def model_shapes(place: str, kind: str, classes: int = 2, dtype: torch.dtype = t
         trained=sum(p.numel() for name in trained_modules for p in model.get_submodule(name).parameters()),
         model_type=model.config.model_type,
         shared=held_by_torch(model),
+        heads=frozenset(m.tied_to for m in every if m.tied_to is not None and m.role == "head"),
         left=tuple(left_out(model, trained_modules)),
     )

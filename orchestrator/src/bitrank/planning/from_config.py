@@ -66,9 +66,10 @@ def outlined_problem(spec: RunSpec, budget: str, choices: Choices) -> tuple[Prob
     Costs come from :mod:`bitrank.planning.prior`.
     """
     sizes = sizes_from_config(spec)
-    nats = prior_costs(sizes.outline.matrices, choices.formats, choices.offered_ranks)
+    outline = sizes.outline
+    nats = prior_costs(outline.matrices, choices.formats, choices.offered_ranks, outline.heads)
     items = []
-    for m in sizes.outline.matrices:
+    for m in outline.matrices:
         ranks = choices.ranks_of(m)
         options = [
             Option(

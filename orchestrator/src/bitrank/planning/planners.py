@@ -175,12 +175,13 @@ def _by_precision_rule(name: str, problem: Problem, tables: Tables) -> Plan:
     return replace(at_budget(problem, precision, partial(RANK_HEURISTICS["uniform"], items)), solver=name)
 
 
-def _extreme(fmt: str, problem: Problem, _tables: Tables) -> Plan:
+def _extreme(name: str, fmt: str, problem: Problem, _tables: Tables) -> Plan:
     """One format everywhere, and ranks as large as the budget lets them be, the same everywhere."""
     items = _adapted(problem)
-    return at_budget(
+    plan = at_budget(
         problem, {i.name: fmt for i in problem.items}, partial(RANK_HEURISTICS["uniform"], items)
     )
+    return replace(plan, solver=name)
 
 
 def _rank_measurement(name: str, items: Sequence[Item], tables: Tables) -> dict[str, Any]:
@@ -307,10 +308,14 @@ PLANNERS: dict[str, Planner] = {
         measured=False,
     ),
     "all-4": Planner(
-        partial(_extreme, LOW), f"{LOW} everywhere, ranks as large as the budget allows", measured=False
+        partial(_extreme, "all-4", LOW),
+        f"{LOW} everywhere, ranks as large as the budget allows",
+        measured=False,
     ),
     "all-8": Planner(
-        partial(_extreme, HIGH), f"{HIGH} everywhere, ranks as large as the budget allows", measured=False
+        partial(_extreme, "all-8", HIGH),
+        f"{HIGH} everywhere, ranks as large as the budget allows",
+        measured=False,
     ),
     **_rules_of_thumb(),
 }

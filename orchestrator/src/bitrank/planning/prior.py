@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 
 import numpy as np
@@ -51,35 +51,40 @@ def prior_weight(matrix: WeightMatrix, layers: int) -> float:
     return (_TWICE if outer else 1.0) * (_TWICE if SENSITIVE.search(matrix.name) else 1.0)
 
 
-def prior_errors(matrices: Sequence[WeightMatrix], formats: Iterable[str]) -> dict[str, dict[str, float]]:
-    """Return {matrix: {format: expected added loss in nats}}, for every matrix that is not a tied head.
+def prior_errors(
+    matrices: Sequence[WeightMatrix], formats: Iterable[str], heads: Collection[str] = ()
+) -> dict[str, dict[str, float]]:
+    """Return {matrix: {format: expected added loss in nats}}.
 
-    Raises the quant package's error for an unknown format.
+    ``heads`` are the embeddings whose weight a head shares: they count as heads. Raises the quant package's
+    error for an unknown format.
     """
-    quantizable, formats = [m for m in matrices if m.tied_to is None], list(formats)
-    layers = 1 + max((m.layer for m in quantizable if m.layer is not None), default=0)
-    tied = {m.tied_to for m in matrices if m.tied_to is not None}
+    formats = list(formats)
+    layers = 1 + max((m.layer for m in matrices if m.layer is not None), default=0)
     mass = {
-        m.name: math.prod(m.shape) * (_TWICE if m.name in tied else prior_weight(m, layers))
-        for m in quantizable
+        m.name: math.prod(m.shape) * (_TWICE if m.name in heads else prior_weight(m, layers))
+        for m in matrices
     }
     total = sum(mass.values())
     return {
         m.name: {text: LEVEL * mass[m.name] / total * _squared(text, m.shape[1]) for text in formats}
-        for m in quantizable
+        for m in matrices
     }
 
 
 def prior_costs(
-    matrices: Sequence[WeightMatrix], formats: Iterable[str], ranks: Iterable[int]
+    matrices: Sequence[WeightMatrix],
+    formats: Iterable[str],
+    ranks: Iterable[int],
+    heads: Collection[str] = (),
 ) -> dict[str, dict[tuple[str, int], float]]:
-    """Return {matrix: {(format, rank): expected nats after the best repair}}.
+    """Return {matrix: {(format, rank): expected nats after the best repair}}; see :func:`prior_errors`.
 
     Embeddings get no adapter and have rank 0 only. Ranks above a matrix's short side are omitted.
     """
     shapes, ranks = {m.name: m for m in matrices}, sorted({0, *ranks})
     costs = {}
-    for name, by_format in prior_errors(matrices, formats).items():
+    for name, by_format in prior_errors(matrices, formats, heads).items():
         matrix = shapes[name]
         offered = [r for r in ranks if r == 0 or (matrix.role != "embedding" and r <= min(matrix.shape))]
         tails = {r: tail_energy(matrix.shape, r) for r in offered}

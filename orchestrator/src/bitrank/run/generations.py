@@ -266,16 +266,19 @@ def texts_of(split: TokenSplit, tokenizer: Any) -> list[str]:
 def continuations(model: Any, tokenizer: Any, split: TokenSplit, device: str) -> list[dict[str, str]]:
     """Continue the first tokens of the first documents of ``split`` by greedy decoding.
 
-    Each row has the keys ``prompt`` and ``continuation``.
+    Each row has the keys ``prompt`` and ``continuation``. With a table of positions that is shorter than
+    both, each takes half of it.
     """
+    limit = table_limit(model) or _PROMPT_TOKENS + _NEW_TOKENS
+    prompt_tokens, new_tokens = min(_PROMPT_TOKENS, limit // 2), min(_NEW_TOKENS, limit // 2)
     prompts_PT = torch.tensor(
-        [split.sequence(i)[:_PROMPT_TOKENS].tolist() for i in _beginnings(split)], device=device
+        [split.sequence(i)[:prompt_tokens].tolist() for i in _beginnings(split)], device=device
     )
     was_training = model.training
     model.eval()
     with torch.no_grad(), _contiguous_head_input(model):
         mask_PT = torch.ones_like(prompts_PT)
-        made_PS = _greedy(model, ending_ids(tokenizer, None), prompts_PT, mask_PT, _NEW_TOKENS)
+        made_PS = _greedy(model, ending_ids(tokenizer, None), prompts_PT, mask_PT, new_tokens)
     model.train(was_training)
     prompts = tokenizer.batch_decode(prompts_PT, skip_special_tokens=True)
     texts = tokenizer.batch_decode(made_PS, skip_special_tokens=True)

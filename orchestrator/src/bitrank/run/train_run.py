@@ -15,7 +15,7 @@ from bitrank.run.memory_limits import tensor_safe, within_limit
 from bitrank.run.record import Record
 from bitrank.run.requested_plan import config_of_run
 from bitrank.run.token_texts import with_token_texts
-from bitrank.run.train_settings import settings_for, step_sequences
+from bitrank.run.train_settings import settings_for, steps_of_epoch
 from bitrank.spec.run_spec import RunSpec
 
 
@@ -50,7 +50,7 @@ def execute(spec: RunSpec, folder: Path, record: Record, processes: Processes) -
     )
     settings = within_limit(settings, spec, compute, model, data, task, folder)
     progress = train(model, task, hook, settings, folder / "checkpoint", record.emit)
-    record.trained(progress, progress.step * step_sequences(spec) / len(data.task.splits["train"]))
+    record.trained(progress, progress.step / steps_of_epoch(spec, len(data.task.splits["train"])))
     hook.finish()
     record.adapter(hook)
     if spec.tested:

@@ -15,6 +15,11 @@ def step_sequences(spec: RunSpec) -> int:
     return spec.batch_size * max(1, spec.accumulation)
 
 
+def steps_of_epoch(spec: RunSpec, sequences: int) -> int:
+    """Number of optimizer steps of one pass through ``sequences``, the last short batch included."""
+    return math.ceil(sequences / step_sequences(spec))
+
+
 def step_parts(spec: RunSpec, device: str) -> int:
     """Number of forward passes of one optimizer step. Gradients accumulate over them, which saves memory.
 
@@ -32,9 +37,9 @@ def settings_for(
 ) -> TrainSettings:
     """Settings for training on ``sequences`` sequences.
 
-    Epochs are converted to optimizer steps, the last short batch included. fp16 uses a loss scale.
+    Epochs are converted to optimizer steps. fp16 uses a loss scale.
     """
-    steps = spec.steps or math.ceil(sequences / step_sequences(spec)) * (spec.epochs or 1)
+    steps = spec.steps or steps_of_epoch(spec, sequences) * (spec.epochs or 1)
     return TrainSettings(
         steps=steps,
         learning_rate=spec.learning_rate,

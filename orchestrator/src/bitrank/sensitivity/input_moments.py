@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from bitrank_data import TokenisedTask, build_once, cache_dir
-from bitrank_quant import InputMoments, tied_modules
+from bitrank_quant import InputMoments
 from bitrank_quant.sensitivity import input_moments
 from bitrank_trainer import choose_device
 from safetensors import safe_open
@@ -82,8 +82,8 @@ def _gather(spec: RunSpec, folder: Path) -> None:
             tensors, keys = _without_copies(found)
             save_file(tensors, folder / f"{number}.safetensors")
             files |= {name: (f"{number}.safetensors", key) for name, key in keys.items()}
-        shared = tied_modules(opened.model).values()
-        tables = [m.name for m in opened.matrices if m.role == "embedding" and m.name not in shared]
+        # An embedding with inputs is one whose weight a head shares.
+        tables = [m.name for m in opened.matrices if m.role == "embedding" and m.name not in files]
     (folder / _INDEX).write_text(json.dumps({"matrices": files, "tables": tables}))
 
 

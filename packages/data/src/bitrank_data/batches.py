@@ -102,13 +102,18 @@ def evaluation_batches(
 
 
 def spread_windows(split: TokenSplit, per_document: int) -> TokenSplit:
-    """At most ``per_document`` windows of each document, evenly spaced from first to last full one."""
+    """At most ``per_document`` windows of each document, evenly spaced from first to last full one.
+
+    The last window of a document is left out if it is shorter than the others.
+    """
     places: dict[str, list[int]] = {}
     for index, document in enumerate(split.ids):
         places.setdefault(document, []).append(index)
     chosen: list[int] = []
     for indices in places.values():
-        picks = np.linspace(0, max(0, len(indices) - 2), min(per_document, len(indices))).round().astype(int)
+        is_cut = len(indices) > 1 and len(split.sequence(indices[-1])) < len(split.sequence(indices[0]))
+        full = len(indices) - is_cut
+        picks = np.linspace(0, full - 1, min(per_document, full)).round().astype(int)
         chosen += [indices[pick] for pick in sorted(set(picks.tolist()))]
     return split.select(np.asarray(chosen))
 

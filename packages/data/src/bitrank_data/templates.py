@@ -7,9 +7,12 @@ conversations (https://github.com/tatsu-lab/stanford_alpaca), and prompt and com
 
 from __future__ import annotations
 
+import json
+import re
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from bitrank_data.errors import DataError, ExampleError
@@ -22,6 +25,10 @@ _PREAMBLE_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     f"{_TASK}"
 )
+# Templates that print the day of today print this one, so that a text is the same on every day. It is the
+# date that Llama 3's template has where none is known.
+_DATE = datetime(2024, 7, 26)
+_TODAY = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<form>.*?)(?P=quote)\s*\)""")
 _REASON = 300  # characters of a template's own message, which may quote a turn
 
 
@@ -104,7 +111,10 @@ def _render(dialogue: Dialogue, turns: Sequence[Turn], tokenizer: Any, prompt: b
 
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
     try:
-        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+        template = _undated(tokenizer.get_chat_template())
+        text: str = tokenizer.apply_chat_template(
+            messages, chat_template=template, tokenize=False, add_generation_prompt=prompt
+        )
     except TemplateSyntaxError as error:
         raise DataError(
             f"the tokenizer's chat template is no valid Jinja: {shortened(str(error), _REASON)}. Correct its "
@@ -119,6 +129,11 @@ def _render(dialogue: Dialogue, turns: Sequence[Turn], tokenizer: Any, prompt: b
             "Change or remove these turns, or give a tokenizer whose template has them",
         ) from error
     return text
+
+
+def _undated(template: str) -> str:
+    """``template`` with the text of a fixed day in place of its calls for the day of today."""
+    return _TODAY.sub(lambda call: json.dumps(_DATE.strftime(call["form"])), template)
 
 
 def _refuse_dropped(dialogue: Dialogue, turns: Sequence[Turn], before: str, text: str) -> None:

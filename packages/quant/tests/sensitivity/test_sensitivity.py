@@ -32,6 +32,8 @@ from torch.nn import functional as F
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    ElectraConfig,
+    ElectraForSequenceClassification,
     GemmaConfig,
     GemmaForCausalLM,
     GPT2Config,
@@ -663,3 +665,19 @@ def test_moments_of_a_table_are_those_of_its_look_ups() -> None:
     assert torch.equal(ours.row_O, theirs.row_O)
     torch.testing.assert_close(ours.column_I, 16.0 * theirs.column_I)
     assert type(model.model.embed_tokens) is type(table) and "Gemma" in type(table).__name__
+
+
+def test_divergence_of_a_matrix_before_the_blocks_is_that_of_the_whole_model() -> None:
+    torch.manual_seed(0)
+    config = ElectraConfig(
+        vocab_size=97, embedding_size=32, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=4,
+    )  # fmt: skip
+    model = ElectraForSequenceClassification(config).eval().requires_grad_(False)
+    replay = Replay(model, batches(), logits_and_labels)
+    (matrix,) = [m for m in weight_matrices(model) if m.name == "electra.embeddings_project"]
+    ((added, divergence),) = measure_divergences(replay, [matrix], FORMATS[:1])[matrix.name].values()
+    apply_precision(model, {matrix.name: "int2-g64"}, compute_dtype=torch.float32)
+    loss, expected = replay.evaluate_from(None, first=True)
+    assert added == pytest.approx(loss - replay.base, abs=1e-6)
+    assert divergence == pytest.approx(expected, rel=1e-4) and divergence > 0

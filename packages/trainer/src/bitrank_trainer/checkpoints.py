@@ -152,12 +152,19 @@ def _fill(
 
 
 def drop_old(folder: Path, progress: Progress, keep: int = _KEPT) -> None:
-    """Delete all but the newest ``keep`` checkpoints, and best weights that none of these refers to."""
+    """Delete all but the newest ``keep`` checkpoints, and best weights that none of these refers to.
+
+    Checkpoints of later steps than ``progress`` are deleted too: training went back behind them because they
+    are damaged.
+    """
     places = sorted(folder.glob("step-*"))
-    for old in places[:-keep]:
-        shutil.rmtree(old)
+    reached = [place for place in places if place.name <= f"step-{progress.step:08d}"]
+    kept = reached[-keep:]
+    for old in places:
+        if old not in kept:
+            shutil.rmtree(old)
     needed = {best_weights(folder, progress).name}
-    for place in places[-keep:]:
+    for place in kept:
         needed |= set(_digests(place))
     for path in folder.glob("best-*.safetensors"):
         if path.name not in needed:

@@ -60,3 +60,11 @@ def test_fitting_tokens_grow_with_the_limit_and_too_small_limit_raises(make) -> 
     assert fitting_tokens(model, objective, longest, "cpu", 2**37) > enough
     with pytest.raises(TrainError, match=r"too small.*Give .* MiB or more"):
         fitting_tokens(model, objective, longest, "cpu", 2**20)
+
+
+def test_the_longest_of_sequences_with_one_target_has_one_target() -> None:
+    first = batch(0, lm=True)
+    first["labels"] = np.full_like(first["input_ids"], -100)
+    first["labels"][:, 3] = 7
+    longest = longest_sequence(iter([first]), 64)
+    assert longest["labels"].shape == (1, 64) and longest["labels"][longest["labels"] != -100].tolist() == [7]

@@ -66,9 +66,9 @@ def _measured(
     """Added loss and divergence when this matrix alone is ``stored``; the model is restored afterwards."""
     try:
         swap_weights(replay.model, with_weight(stored, modules))
-        loss, divergence = replay.evaluate_from(
-            replay.block_of(matrix.name), first=matrix.role == "embedding"
-        )
+        block = replay.block_of(matrix.name)
+        # Of the matrices outside of blocks heads alone are known to run after them.
+        loss, divergence = replay.evaluate_from(block, first=block is None and matrix.role != "head")
         return loss - replay.base, divergence
     finally:
         swap_weights(replay.model, modules)

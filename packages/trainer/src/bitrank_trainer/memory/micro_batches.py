@@ -23,6 +23,7 @@ from bitrank_trainer.optimizer import trainable
 # fp32, since the loss copies them.
 _PASSING = 3 * 2**25
 _SLACK = 1.25  # ratio of allocator usage to tensor bytes
+_IGNORED = -100  # label of positions without a target
 _LATER = 12  # bytes per trainable parameter after the first step: gradient and two fp32 moments
 
 
@@ -83,16 +84,30 @@ def kept_bytes(model: nn.Module, objective: Objective, batch: Batch, device: str
 
 
 def longest_sequence(batches: Iterator[Batch], length: int) -> Batch:
-    """First sequence of ``batches``, repeated to ``length`` tokens: the largest sequence of the run."""
+    """First sequence of ``batches``, repeated to ``length`` tokens: the largest sequence of the run.
+
+    If every sequence of the first batch has one target, so has this one.
+    """
     first = next(batches)
     ids_1T = np.resize(first["input_ids"][:1], (1, length))
-    labels = np.resize(first["labels"][:1], (1, length)) if first["labels"].ndim == 2 else first["labels"][:1]
     longest = {
         "input_ids": ids_1T,
         "attention_mask": np.ones_like(ids_1T),
-        "labels": labels,
+        "labels": _lengthened(first["labels"], length),
         "index": first["index"][:1],
     }
     if "token_type_ids" in first:
         longest["token_type_ids"] = np.resize(first["token_type_ids"][:1], (1, length))
+    return longest
+
+
+def _lengthened(labels: np.ndarray, length: int) -> np.ndarray:
+    """The labels of the first sequence for ``length`` tokens; one of a whole sequence stays as it is."""
+    if labels.ndim != 2:
+        return labels[:1]
+    is_target_BT = labels != _IGNORED
+    if (is_target_BT.sum(1) != 1).any():
+        return np.resize(labels[:1], (1, length))
+    longest = np.full((1, length), _IGNORED, dtype=labels.dtype)
+    longest[0, -1] = labels[0, is_target_BT[0]][0]
     return longest
