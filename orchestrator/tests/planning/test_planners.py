@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from bitrank.planning.budget import Sizes, sizes_of
 from bitrank.planning.costs import Choices, make_problem
@@ -9,7 +11,7 @@ from bitrank.planning.planners import PLANNERS, modelopt_like, plan_by
 from bitrank.planning.restrictions import TIES, present_groups
 from bitrank.sensitivity.tables import Tables
 from bitrank.spec.run_spec import RunSpec
-from bitrank_planner import Effort, Problem, exact
+from bitrank_planner import Effort, PlanError, Problem, exact
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +54,12 @@ def test_draws_are_different_plans_that_fit_and_repeat(problem: Problem, tables:
     assert all(problem.fits(plan) for plan in plans) and len({plan.choices for plan in plans}) == 20
     assert plan_by("random-plan", problem, tables, Effort(), 3) == plans[3]
     assert not PLANNERS["random-plan"].keeps_ties
+
+
+@pytest.mark.parametrize("name", ["all-4", "all-8", "hand-made", "uniform"])
+def test_a_plan_has_the_name_of_its_planner(problem: Problem, tables: Tables, name: str) -> None:
+    try:
+        plan = plan_by(name, problem, tables, Effort())
+    except PlanError:  # the budget has no room for 8 bits everywhere
+        plan = plan_by(name, replace(problem, budget=10**9), tables, Effort())
+    assert plan.solver == name

@@ -65,15 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "least validation loss, found with a seed of its own; a single factor is used without a search",
     )
     parser.add_argument("--forecast", action="store_true", help="print the hours of the study and end")
-    parser.add_argument(
-        "--store", type=location, default="runs", help="folder or MLflow URI of the runs (default: runs)"
-    )
-    parser.add_argument(
-        "--results",
-        type=file_path,
-        default=Path("results"),
-        help="folder for plans, tables and the report (default: results)",
-    )
+    _add_places(parser)
     add_executor(parser)
     parser.add_argument(
         "--jobs", type=whole(), help="parallel runs (default: as many as cores and memory allow)"
@@ -82,6 +74,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_folder(parser)
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="setting of every run"
+    )
+
+
+def _add_places(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--store", type=location, default="runs", help="folder or MLflow URI of the runs (default: runs)"
+    )
+    parser.add_argument(
+        "--results",
+        type=file_path,
+        default=Path("results"),
+        help="folder for plans, tables and the report (default: results)",
     )
 
 

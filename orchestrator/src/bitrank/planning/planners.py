@@ -6,10 +6,9 @@ Planners that train the plans they consider are in :mod:`~bitrank.planning.short
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from bitrank_planner import (
     SEARCHES,
@@ -24,15 +23,22 @@ from bitrank_planner import (
     random_plan,
     rank_only,
 )
-from bitrank_planner.heuristics import PRECISION_HEURISTICS, RANK_HEURISTICS, THREE_BITS, at_budget
+from bitrank_planner.heuristics import PRECISION_HEURISTICS, RANK_HEURISTICS
 
 from bitrank.planning.bits_alone import FIXED_RANK, bits_at_lowest_rank, bits_only_plan
 from bitrank.planning.hand_made import hand_made
 from bitrank.planning.race import RACES
 from bitrank.planning.restrictions import TIES, present_groups
+from bitrank.planning.rules_of_thumb import (
+    HIGH,
+    LOW,
+    adapted,
+    by_precision_rule,
+    by_rank_rule,
+    common_formats,
+    one_format,
+)
 from bitrank.sensitivity.tables import Tables
-
-HIGH, LOW = "int8", "nf4-dq"  # the two formats of the precision heuristics; the study's choice
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class Planner:
 def uniform(problem: Problem, tables: Tables) -> Plan:
     """Return the plan with one format and one rank for all matrices that has the least predicted cost."""
     return _best(
-        (_one_pair(problem, fmt, rank) for fmt in _formats(problem) for rank in _ranks(problem)),
+        (_one_pair(problem, fmt, rank) for fmt in common_formats(problem) for rank in _ranks(problem)),
         problem,
         "uniform",
     )
@@ -80,7 +86,9 @@ def rank_only_plan(problem: Problem, tables: Tables, effort: Effort | None = Non
     Each format gets the whole effort. The bound holds for plans of this kind.
     """
     plans = [
-        plan for fmt in _formats(problem) if (plan := _solved(rank_only(problem, fmt), effort)) is not None
+        plan
+        for fmt in common_formats(problem)
+        if (plan := _solved(rank_only(problem, fmt), effort)) is not None
     ]
     bounds = [plan.bound for plan in plans if plan.bound is not None]
     return replace(_best(plans, problem, "rank-only"), bound=min(bounds, default=None))
@@ -119,7 +127,7 @@ def _one_pair(problem: Problem, fmt: str, rank: int) -> Plan | None:
     Only matrices that can have an adapter get the rank.
     """
     formats = dict.fromkeys((item.name for item in problem.items), fmt)
-    ranks = dict.fromkeys((item.name for item in _adapted(problem)), rank)
+    ranks = dict.fromkeys((item.name for item in adapted(problem)), rank)
     try:
         plan = problem.find(formats, ranks, "uniform")
     except PlanError:
@@ -145,101 +153,9 @@ def _best(plans: Iterable[Plan | None], problem: Problem, solver: str) -> Plan:
     return replace(min(fitting, key=lambda plan: plan.cost), solver=solver)
 
 
-def _by_rank_rule(name: str, problem: Problem, tables: Tables) -> Plan:
-    """Assign ranks by a heuristic over a single format.
-
-    The format is the one with the most bits that leaves a mean rank of at least one.
-    """
-    items = _adapted(problem)
-    rule = partial(RANK_HEURISTICS[name], items, **_rank_measurement(name, items, tables))
-    for fmt in reversed(_formats(problem)):
-        try:
-            return replace(at_budget(problem, {i.name: fmt for i in problem.items}, rule), solver=name)
-        except PlanError as error:
-            last = error
-    raise last
-
-
-def _by_precision_rule(name: str, problem: Problem, tables: Tables) -> Plan:
-    """Assign formats by a heuristic (int8 and NF4), and the largest equal rank that the budget allows."""
-    items = _adapted(problem)
-    options: dict[str, Any] = {"high": HIGH, "low": LOW}
-    needs = PRECISION_HEURISTICS[name].needs
-    if needs == "added_loss":
-        added = {i.name: tables.errors[i.name][THREE_BITS].output for i in problem.items}
-        options = {"high": LOW, "low": THREE_BITS, "added_loss": added}
-    elif needs == "ranks":
-        importance = _MEASURED["importance"](items, tables)
-        options["ranks"] = RANK_HEURISTICS["gradient_probe"](items, float(FIXED_RANK), importance)
-    precision = PRECISION_HEURISTICS[name](problem.items, **options)
-    return replace(at_budget(problem, precision, partial(RANK_HEURISTICS["uniform"], items)), solver=name)
-
-
-def _extreme(name: str, fmt: str, problem: Problem, _tables: Tables) -> Plan:
-    """One format everywhere, and ranks as large as the budget lets them be, the same everywhere."""
-    items = _adapted(problem)
-    plan = at_budget(
-        problem, {i.name: fmt for i in problem.items}, partial(RANK_HEURISTICS["uniform"], items)
-    )
-    return replace(plan, solver=name)
-
-
-def _rank_measurement(name: str, items: Sequence[Item], tables: Tables) -> dict[str, Any]:
-    """The measurement that the rank rule called ``name`` takes, by the name of its argument."""
-    needs = RANK_HEURISTICS[name].needs
-    return {} if needs is None else {needs: _MEASURED[needs](items, tables)}
-
-
-def _importance(items: Sequence[Item], tables: Tables) -> dict[str, float]:
-    return {item.name: tables.moments[item.name].importance for item in items}
-
-
-def _norms(items: Sequence[Item], tables: Tables) -> dict[str, float]:
-    return {item.name: tables.moments[item.name].norm for item in items}
-
-
-def _ratios(items: Sequence[Item], tables: Tables) -> dict[str, list[float]]:
-    ratios = {}
-    for item in items:
-        moments = tables.moments[item.name]
-        ratios[item.name] = (moments.input_K / moments.column_I.sum()).tolist()
-    return ratios
-
-
-# Measurements that rules of thumb name in their registry entry.
-_MEASURED: dict[str, Callable[[Sequence[Item], Tables], Any]] = {
-    "importance": _importance,
-    "norms": _norms,
-    "ratios": _ratios,
-}
-
-
-def _adapted(problem: Problem) -> list[Item]:
-    return [item for item in problem.items if any(option.rank for option in item.options)]
-
-
-def _formats(problem: Problem) -> list[str]:
-    """Return the formats that every matrix offers, the smallest total bytes first."""
-    common = list(_smallest(problem.items[0]))
-    sizes = dict.fromkeys(common, 0)
-    for smallest in map(_smallest, problem.items):
-        common = [fmt for fmt in common if fmt in smallest]
-        for fmt in common:
-            sizes[fmt] += smallest[fmt]
-    return sorted(common, key=sizes.__getitem__)
-
-
-def _smallest(item: Item) -> dict[str, int]:
-    """The fewest bytes of ``item`` in each format that it offers, in the order of its options."""
-    found: dict[str, int] = {}
-    for option in item.options:
-        found[option.format] = min(option.nbytes, found.get(option.format, option.nbytes))
-    return found
-
-
 def _ranks(problem: Problem) -> list[int]:
     """Ranks above 0 that any matrix offers: a uniform plan has an adapter on every matrix."""
-    return sorted({option.rank for item in _adapted(problem) for option in item.options if option.rank})
+    return sorted({option.rank for item in adapted(problem) for option in item.options if option.rank})
 
 
 def _rules_of_thumb() -> dict[str, Planner]:
@@ -250,11 +166,11 @@ def _rules_of_thumb() -> dict[str, Planner]:
     for name, rank_rule in RANK_HEURISTICS.items():
         if name != "uniform":
             measured = rank_rule.needs is not None
-            made[name] = Planner(partial(_by_rank_rule, name), rank_rule.about, measured=measured)
+            made[name] = Planner(partial(by_rank_rule, name), rank_rule.about, measured=measured)
     for name, precision_rule in PRECISION_HEURISTICS.items():
         if name != "all_in":
             made[name] = Planner(
-                partial(_by_precision_rule, name),
+                partial(by_precision_rule, name),
                 precision_rule.about,
                 keeps_ties=False,
                 measured=precision_rule.needs is not None,
@@ -308,12 +224,12 @@ PLANNERS: dict[str, Planner] = {
         measured=False,
     ),
     "all-4": Planner(
-        partial(_extreme, "all-4", LOW),
+        partial(one_format, "all-4", LOW),
         f"{LOW} everywhere, ranks as large as the budget allows",
         measured=False,
     ),
     "all-8": Planner(
-        partial(_extreme, "all-8", HIGH),
+        partial(one_format, "all-8", HIGH),
         f"{HIGH} everywhere, ranks as large as the budget allows",
         measured=False,
     ),
