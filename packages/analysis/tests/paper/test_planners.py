@@ -51,6 +51,15 @@ def test_table_has_the_arms_of_each_budget_with_the_reference_first(tmp_path: Pa
     assert any("articles: 4.0~MiB, difference in" in line for line in lines)
 
 
+def test_an_arm_without_its_reference_is_not_called_one(tmp_path: Path) -> None:
+    path = study(tmp_path) / "articles.csv"
+    frame = pd.read_csv(path)
+    lone = frame.iloc[[0]].assign(config="greedy-2bits", budget=2 * MIB)
+    pd.concat([frame, lone]).to_csv(path, index=False)
+    (row,) = [line for line in planners_table(read_planners([tmp_path])).splitlines() if "greedy" in line]
+    assert row.endswith(r"& not compared \\")
+
+
 def test_sentence_says_what_the_reference_is_better_than_by_how_much_and_what_it_equals(
     tmp_path: Path,
 ) -> None:

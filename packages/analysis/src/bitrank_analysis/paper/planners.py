@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -45,11 +45,12 @@ def planners_table(frames: Frames) -> str:
     head = ["Arm", "Test", "Untrained", "MiB", "Difference", "95 % interval", "p (Holm)", "Verdict"]
     groups = []
     for task, frame in frames.items():
+        references = set(frame["baseline"].dropna())
         for budget, rows in frame[frame["budget"].notna()].groupby("budget"):
             ordered = rows.sort_values("baseline", na_position="first", kind="stable")
             metric = _metric(frame)
             heading = f"{task}: {budget / _MIB:.1f} MiB, difference in {phrasing.unit(metric)}"
-            groups.append((heading, [_arm(row, metric) for _, row in ordered.iterrows()]))
+            groups.append((heading, [_arm(row, metric, references) for _, row in ordered.iterrows()]))
     return tabular("l" + "r" * (len(head) - 1), head, groups) if groups else ""
 
 
@@ -58,11 +59,12 @@ def _metric(frame: pd.DataFrame) -> str:
     return str(frame["metric"].dropna().iloc[0])
 
 
-def _arm(row: pd.Series, metric: str) -> list[str]:
+def _arm(row: pd.Series, metric: str, references: Collection[str]) -> list[str]:
     quality = [phrasing.quality(float(row[key]), metric) for key in ("quality", "zero")]
     size = f"{row['stored_bytes'] / _MIB:.1f}"
     if not isinstance(row["baseline"], str):
-        return [row["config"], *quality, size, "", "", "", "reference"]
+        role = "reference" if row["config"] in references else "not compared"
+        return [row["config"], *quality, size, "", "", "", role]
     change, low, high = (
         phrasing.signed(phrasing.change(float(row[key]), metric)) for key in ("difference", "low", "high")
     )
