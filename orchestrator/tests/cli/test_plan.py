@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from bitrank.cli.main import main
-from bitrank.cli.plan_view import proven
+from bitrank.cli.plan_view import _kinds, proven
 from bitrank.planning.budget import sizes_of
 from bitrank.planning.costs import RANKS, Choices
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank_planner import Plan, PlanError
+from bitrank_planner import Item, Plan, PlanError
 from bitrank_quant import WeightMatrix
 
 SMOKE = ("--profile", "smoke", "--ranks", "2,4,8")
@@ -254,3 +254,13 @@ def test_a_matrix_below_every_default_rank_gets_none_but_given_ranks_must_fit() 
     assert Choices().ranks_of(gate) == [0]
     with pytest.raises(PlanError, match=r"no rank of \(4, 8\) fits layers\.0\.gate of shape \(2, 64\)"):
         Choices(ranks=(4, 8)).ranks_of(gate)
+
+
+def test_the_map_has_a_row_for_each_matrix_of_both_stacks_and_of_each_expert() -> None:
+    names = ["encoder.layers.0.fc1", "decoder.layers.0.fc1"]
+    items = [Item(name, (), "ffn", 0, (8, 8)) for name in names]
+    assert _kinds(items) == {names[0]: "encoder.layers.fc1", names[1]: "decoder.layers.fc1"}
+    experts = [Item(f"model.layers.2.mlp.experts.{n}.w1", (), "ffn", 2, (8, 8)) for n in (0, 1)]
+    assert list(_kinds(experts).values()) == ["mlp.experts.0.w1", "mlp.experts.1.w1"]
+    plain = [Item(f"model.layers.{n}.mlp.up_proj", (), "ffn", n, (8, 8)) for n in (0, 1)]
+    assert set(_kinds(plain).values()) == {"mlp.up_proj"}

@@ -9,12 +9,14 @@ import pytest
 import torch
 from bitrank.errors import UserError
 from bitrank.forecast.model_shapes import model_shapes
+from bitrank.models.config import _set_dropout
 from bitrank.models.load import Loaded, open_model
 from bitrank.models.locate import weights_fingerprint
 from bitrank.run.plans import make_plans
 from bitrank.spec.configs import find_config
 from bitrank.spec.run_spec import RunSpec
 from small_models import write
+from transformers import GPT2Config
 
 CASES = {
     "t5": ("language-modelling", "is an encoder-decoder .t5. and cannot do language modelling"),
@@ -93,3 +95,39 @@ def test_fingerprint_depends_only_on_the_loaded_files(tmp_path: Path) -> None:
         assert weights_fingerprint(str(folder)) != before
         path.write_bytes(content)
     assert weights_fingerprint(str(folder)) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"hidden_size": "64"}, "hidden_size"),
+        ({"num_attention_heads": 0}, "zero"),
+        ({"hidden_size": None}, ""),
+    ],
+)
+def test_invalid_values_of_a_configuration_are_refused(
+    tmp_path: Path, changes: dict[str, object], reason: str
+) -> None:
+    folder = write(tmp_path / "llama", "llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(UserError, match=f"(?i)llama.*{reason}"):
+        model_shapes(str(folder), "language-modelling")
+
+
+def test_labels_that_are_numbers_are_named(tmp_path: Path) -> None:
+    folder = write(tmp_path / "bert", "bert")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"id2label": {"0": 7, "1": 8}, "label2id": {"7": 0, "8": 1}}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert isinstance(opened(folder, "classification"), Loaded)
+
+
+def test_dropout_is_set_where_a_configuration_has_whole_numbers_and_parts() -> None:
+    config = GPT2Config(attn_pdrop=0, resid_pdrop=0.2)
+    config.part = GPT2Config(embd_pdrop=0)
+    _set_dropout(config, 0.1)
+    rates = [config.attn_pdrop, config.resid_pdrop, config.embd_pdrop, config.part.embd_pdrop]
+    assert rates == [0.1] * 4
+    _set_dropout(config, None)
+    assert config.attn_pdrop == 0.1

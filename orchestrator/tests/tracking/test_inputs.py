@@ -77,6 +77,28 @@ def test_moved_models_and_other_notes_give_the_same_id(tmp_path: Path) -> None:
     assert spec_of("toy_sentences", model=str(moved)).spec_id == old.spec_id
 
 
+@pytest.mark.parametrize("name", [".m", "model"])
+def test_models_in_hidden_folders_are_told_apart_by_content(tmp_path: Path, name: str) -> None:
+    folder = write_model(tmp_path / name)
+    old = spec_of("toy_sentences", model=str(folder))
+    (folder / "model.safetensors").write_text("other weights")
+    assert spec_of("toy_sentences", model=str(folder)).spec_id != old.spec_id
+
+
+def test_files_that_a_task_folder_does_not_read_are_not_part_of_the_id(tmp_path: Path) -> None:
+    """Such as the store of the run itself, if it is in the folder."""
+    for split in ("train", "test"):
+        write_reviews(tmp_path / "data" / f"{split}.csv")
+    old = spec_of(tmp_path / "data")
+    (tmp_path / "data/runs").mkdir()
+    (tmp_path / "data/runs/train.csv").write_text("a result")
+    (tmp_path / "data/README.md").write_text("read me")
+    check_inputs(old)
+    assert spec_of(tmp_path / "data").spec_id == old.spec_id
+    write_reviews(tmp_path / "data/test.csv", "fine")
+    assert spec_of(tmp_path / "data").spec_id != old.spec_id
+
+
 def test_a_local_copy_of_a_hub_task_is_identified_by_content(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         write_reviews(tmp_path / name / "train.csv", "fine" if name == "c" else "good")
@@ -190,6 +212,13 @@ def test_a_spec_keeps_its_digests_in_its_file(tmp_path: Path) -> None:
 def test_the_matrix_has_no_duplicates(tmp_path: Path) -> None:
     first, second = write_reviews(tmp_path / "a.csv"), write_reviews(tmp_path / "b.csv")
     assert len(matrix(SMOKE, ["B-FP"], [str(first), str(second)], [0, 1, 0], {})) == 2
+
+
+def test_the_matrix_refuses_two_files_of_one_name(tmp_path: Path) -> None:
+    first, second = (write_reviews(tmp_path / name / "reviews.csv") for name in ("a", "b"))
+    with pytest.raises(UserError, match=r"a/reviews\.csv and .*b/reviews\.csv are both called reviews"):
+        matrix(SMOKE, ["B-FP"], [str(first), str(second)], [0], {})
+    assert len(matrix(SMOKE, ["B-FP", "B-Q4"], [str(first), str(first)], [0], {})) == 2
 
 
 def test_unchanged_files_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

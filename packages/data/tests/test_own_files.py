@@ -404,3 +404,10 @@ def test_one_class_is_refused_with_what_is_possible(tmp_path: Path) -> None:
     message = "x.jsonl: classification needs two classes or more, every label is 'good'. Add examples"
     with pytest.raises(DataError, match=message):
         load(tmp_path / "x.jsonl", jsonl_of(rows))
+
+
+def test_a_csv_file_may_begin_with_a_long_field(tmp_path: Path) -> None:
+    path = tmp_path / "long.csv"
+    path.write_text("x" * 200_000 + "\n")
+    with pytest.raises(DataError, match=r"long\.csv"):
+        open_task(str(path))

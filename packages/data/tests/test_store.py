@@ -84,3 +84,11 @@ def test_damaged_detects_a_change_with_equal_size_and_time(cache: Path, builds: 
     path.write_bytes(path.read_bytes()[::-1])
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert damaged() == [place]
+
+
+def test_a_folder_copied_without_its_times_is_not_damaged(cache: Path, builds: list[int]) -> None:
+    place = build(cache / "models/m", builds)
+    os.utime(place / "weights.bin", (1, 1))
+    assert damaged() == [] and is_built(place)
+    (place / "weights.bin").write_bytes(b"other")
+    assert damaged() == [place]

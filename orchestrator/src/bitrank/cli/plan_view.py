@@ -75,8 +75,9 @@ def _maps(title: str, items: Sequence[Item], values: Mapping[str, int]) -> Itera
 
 def _map(title: str, items: Sequence[Item], values: Mapping[str, int], layers: Sequence[int]) -> Table:
     """A table with one row per kind of matrix and one column per block; colours show the values."""
-    kinds = dict.fromkeys(_kind(item) for item in items)
-    cells = {(_kind(item), item.layer): values[item.name] for item in items}
+    kind_of = _kinds(items)
+    kinds = dict.fromkeys(kind_of.values())
+    cells = {(kind_of[item.name], item.layer): values[item.name] for item in items}
     low, high = min(cells.values(), default=0), max(cells.values(), default=1)
     width = max(len(str(value)) for value in (high, *layers))
     table = Table(
@@ -108,9 +109,30 @@ def _cell(value: int, low: int, high: int, width: int) -> Text:
     )
 
 
-def _kind(item: Item) -> str:
-    """The part of the matrix's name after the block number."""
-    return re.split(r"\.\d+\.", item.name)[-1]
+def _kinds(items: Sequence[Item]) -> dict[str, str]:
+    """A label for each matrix by name, the same in every block and different within one.
+
+    It is the part of the name after the last number, or else after the block number, or the whole name: two
+    stacks have blocks of one number, and a block has several experts.
+    """
+    places = {item.name: item.layer for item in items}
+    for label in (_after_last_number, _after_first_number, _without_block):
+        labels = {name: label(name) for name in places}
+        if len({(labels[name], layer) for name, layer in places.items()}) == len(places):
+            return labels
+    return {name: name for name in places}
+
+
+def _after_last_number(name: str) -> str:
+    return re.split(r"\.\d+\.", name)[-1]
+
+
+def _after_first_number(name: str) -> str:
+    return re.split(r"\.\d+\.", name, maxsplit=1)[-1]
+
+
+def _without_block(name: str) -> str:
+    return re.sub(r"\.\d+\.", ".", name, count=1)
 
 
 def _outside(items: Sequence[Item], plan: Plan) -> Table:

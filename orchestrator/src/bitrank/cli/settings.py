@@ -46,9 +46,18 @@ def parse_field(name: str, text: str) -> Any:
 
 
 def parsed_settings(texts: Sequence[str], refused: Mapping[str, str]) -> dict[str, Any]:
-    """Return the settings of ``--set``. Raises :class:`UserError` for a key in ``refused``."""
+    """Return the settings of ``--set``.
+
+    Raises :class:`UserError` for a key in ``refused``, and for two values of one key.
+    """
     refuse([text.partition("=")[0] for text in texts], refused)
-    return dict(parse_setting(text) for text in texts)
+    settings: dict[str, Any] = {}
+    for key, value in map(parse_setting, texts):
+        if settings.setdefault(key, value) != value:
+            raise UserError(
+                f"--set gives {key} two values, {shortened(settings[key])} and {shortened(value)}; give one"
+            )
+    return settings
 
 
 def with_options(settings: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,13 +25,15 @@ def config_of(name: str, place: str) -> Any:
     """
     try:
         return AutoConfig.from_pretrained(place, trust_remote_code=False)
-    except (OSError, ValueError, RecursionError) as error:
+    except Exception as error:  # transformers checks values by errors of many classes
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"{name} needs Python code from its own folder (auto_map in config.json), which bitrank does "
                 "not run; give a model whose architecture is part of transformers"
             ) from error
-        reason = str(error).strip().splitlines()[0]
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        # Errors of the hub are long; the second line of an error of validation says what is wrong.
+        reason = lines[0] if isinstance(error, OSError | ValueError) else " ".join(map(str.strip, lines))
         raise UserError(
             f"cannot load the model {name!r}: {reason} Give a folder in hub format, a hub id that can be "
             f"reached, or one of {', '.join(EMBEDDED_MODELS)}"

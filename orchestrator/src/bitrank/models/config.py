@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from transformers import PretrainedConfig
+
 from bitrank.models.architectures import check_task, config_of
 from bitrank.models.locate import locate, repository_of
 from bitrank.spec.task_kinds import task_kind
@@ -55,5 +57,8 @@ def _set_dropout(config: Any, dropout: float | None) -> None:
     if dropout is None:
         return
     for key, value in vars(config).items():
-        if isinstance(value, float) and ("dropout" in key or "pdrop" in key):
+        is_rate = isinstance(value, int | float) and not isinstance(value, bool)
+        if isinstance(value, PretrainedConfig):  # that of a part of the model
+            _set_dropout(value, dropout)
+        elif is_rate and ("dropout" in key or "pdrop" in key):
             setattr(config, key, dropout)

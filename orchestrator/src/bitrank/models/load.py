@@ -132,7 +132,7 @@ def _head(model: Any, checkpoint: Checkpoint, stored: dict[int, str], labels: li
     if last is None or not filed:
         return _Head(heads)
     order = row_order(stored, labels)
-    theirs, ours = ", ".join(stored[number] for number in sorted(stored)), ", ".join(labels)
+    theirs, ours = ", ".join(str(stored[number]) for number in sorted(stored)), ", ".join(labels)
     if order is None:
         text = f"{last} is new: the checkpoint's labels ({theirs}) are not those of the data ({ours})"
         return _Head(heads, redrawn=filed, text=text)

@@ -31,6 +31,7 @@ from transformers.initialization import no_init_weights, no_tie_weights
 from transformers.models.auto.auto_factory import _get_model_class
 from transformers.pytorch_utils import Conv1D
 
+from bitrank.errors import UserError
 from bitrank.models.architectures import auto_class
 from bitrank.models.checkpoint import read_checkpoint
 from bitrank.models.completeness import check_complete, heads_of
@@ -60,8 +61,13 @@ def meta_model(
             config.layer_types = config.layer_types[:depth]
     auto = auto_class(kind)
     attention = implementation(class_of(auto, config), attention)
-    with no_init_weights(), no_tie_weights(), init_empty_weights(include_buffers=False), _Unfilled():
-        model: Any = auto.from_config(config, dtype=dtype, attn_implementation=attention)
+    try:
+        with no_init_weights(), no_tie_weights(), init_empty_weights(include_buffers=False), _Unfilled():
+            model: Any = auto.from_config(config, dtype=dtype, attn_implementation=attention)
+    except (ArithmeticError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{place}: transformers cannot build the model that config.json describes: {error}; correct it"
+        ) from error
     if _has_weights(place):
         read_checkpoint(model, Path(place), dtype).tie(model)
     else:

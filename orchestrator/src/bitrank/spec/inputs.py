@@ -22,7 +22,17 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bitrank_data import ASSETS, EMBEDDED, HUB_TASKS, Source, cached_commit, hub_repository, open_task
+from bitrank_data import (
+    ASSETS,
+    EMBEDDED,
+    HUB_TASKS,
+    DataError,
+    Source,
+    cached_commit,
+    hub_repository,
+    open_task,
+    task_files,
+)
 
 from bitrank.errors import UserError, shortened
 from bitrank.spec.digests import content_digest
@@ -53,11 +63,20 @@ def data_digest(task: str, data: str | None = None, test_file: str | None = None
     path = Path(data if task in HUB_TASKS and data is not None else task)
     if not path.exists() or (test_file is not None and not Path(test_file).exists()):
         return None
-    parts = [content_digest(path)]
+    parts = [content_digest(path) if task in HUB_TASKS else _task_digest(path, test_file)]
     if test_file is None:
         return f"{_CONTENT}{parts[0]}"
     parts.append(content_digest(Path(test_file)))
     return f"{_CONTENT}{hashlib.sha256(' '.join(parts).encode()).hexdigest()}"
+
+
+def _task_digest(path: Path, test_file: str | None) -> str:
+    """The digest of the files that a task of the user's own reads; a folder may hold others, as a store."""
+    try:
+        files = {file for _, file in task_files(path, Path(test_file) if test_file else None).all()}
+    except DataError:  # a folder that cannot be read as a task, which reading reports
+        return content_digest(path)
+    return content_digest(path, files.__contains__, deep=False)
 
 
 def model_digest(name: str) -> str | None:
@@ -157,7 +176,7 @@ def _short(digest: str) -> str:
 
 
 def _is_loaded(path: Path) -> bool:
-    return path.suffix in _MODEL_FILES and not any(part.startswith(".") for part in path.parts[-2:])
+    return path.suffix in _MODEL_FILES and not path.name.startswith(".")
 
 
 def resolve_hub_digests(spec: RunSpec) -> RunSpec:

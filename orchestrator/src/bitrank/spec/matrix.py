@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,12 +26,13 @@ def matrix(
         if not values:
             raise UserError(f"expected at least one {name}, got none")
     check_data(overrides.get("data"), tasks)
-    made = {}
+    made: dict[tuple[str, str], RunSpec] = {}
     for task in tasks:
         reads = task in HUB_TASKS
         given = {key: value for key, value in overrides.items() if key != "data" or reads}
         for config in configs:
             made[task, config] = make_spec(profile, config, task, given)
+    _check_names(list({spec.task: spec for spec in made.values()}.values()))
     specs = [
         check(replace(made[task, config], seed=seed))
         for task in tasks
@@ -39,3 +40,14 @@ def matrix(
         for config in configs
     ]
     return list({spec.spec_id: spec for spec in specs}.values())
+
+
+def _check_names(specs: Sequence[RunSpec]) -> None:
+    """Raise :class:`UserError` if two files have one name as tasks: no report could tell them apart."""
+    known: dict[str, str] = {}
+    for spec in specs:
+        other = known.setdefault(spec.task_name, spec.task)
+        if other != spec.task:
+            raise UserError(
+                f"{other} and {spec.task} are both called {spec.task_name} in tables and reports; rename one"
+            )

@@ -27,6 +27,7 @@ from bitrank_data.examples import (
     Turn,
 )
 from bitrank_data.files import FileOptions
+from bitrank_data.folders import task_files
 from bitrank_data.hub import hub_repository
 from bitrank_data.hub_cache import cached_commit, hub_snapshot
 from bitrank_data.kinds import (
@@ -130,6 +131,7 @@ __all__ = [
     "read_fact",
     "read_question",
     "spread_windows",
+    "task_files",
     "token_f1",
     "tokenise",
     "training_batches",

@@ -109,7 +109,7 @@ def flush(path: Path) -> None:
 def damaged() -> list[Path]:
     """Cache folders whose files differ from the built content; reads every byte of the cache."""
     records = sorted(cache_dir().glob(f"*/*/{_RECORD}"))
-    return [record.parent for record in records if _read(record) != _digests(record.parent)]
+    return [record.parent for record in records if not _has_recorded_content(record.parent)]
 
 
 def _build(place: Path, build: Callable[[Path], None]) -> None:
@@ -133,16 +133,22 @@ def is_built(place: Path) -> bool:
         return False
     if {name: kept[:2] for name, kept in record.items()} == _states(place):
         return True
-    try:
-        found = _digests(place)
-    except OSError:
-        return False
-    recorded = {name: kept[2] for name, kept in record.items()}
-    if recorded != {name: state[2] for name, state in found.items()}:
+    if not _has_recorded_content(place):
         return False
     with contextlib.suppress(OSError):  # with a read-only cache the next call compares the content again
         _write(place)
     return True
+
+
+def _has_recorded_content(place: Path) -> bool:
+    """Whether the files in ``place`` have the digests of its record, whenever they were written."""
+    record = _read(place / _RECORD)
+    try:
+        found = _digests(place)
+    except OSError:
+        return False
+    recorded = {name: kept[2] for name, kept in (record or {}).items()}
+    return record is not None and recorded == {name: state[2] for name, state in found.items()}
 
 
 def _write(folder: Path) -> None:

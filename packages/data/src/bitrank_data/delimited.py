@@ -22,6 +22,7 @@ def open_csv(path: Path, known: Collection[str]) -> Table:
     The delimiter is the one that gives the most columns with ``known`` names, then the most columns.
     """
     line = _header_line(path)
+    _allow_long_fields(path)
     headers = {delimiter: next(csv.reader([line], delimiter=delimiter), []) for delimiter in _DELIMITERS}
 
     def fit(delimiter: str) -> tuple[int, int]:
@@ -63,10 +64,14 @@ def _table(path: Path, delimiter: str) -> Table:
     return Table(header, rows, notes)
 
 
+def _allow_long_fields(path: Path) -> None:
+    """Raise the limit of the module csv, 128 KiB, which a document may exceed."""
+    csv.field_size_limit(max(csv.field_size_limit(), path.stat().st_size + 1))
+
+
 def _records(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """First line and fields of each record; empty lines are skipped."""
-    # A document may exceed the module's default limit of 128 KiB.
-    csv.field_size_limit(max(csv.field_size_limit(), path.stat().st_size + 1))
+    _allow_long_fields(path)
     reader = csv.reader(lines_of(path, newline=""), delimiter=delimiter, strict=True)
     number, line = 0, 1
     while True:
