@@ -20,8 +20,17 @@ STYLE = {
     "Joint-3": ("#D55E00", "cross"),
     "Plan-Q4": ("#7B3294", "triangle-right"),
 }
-_SPARE = ("#56B4E9", "#8C6BB1", "#8C6D1F", "#4D4D4D")
-_SPARE_SHAPES = ("triangle-right", "triangle-left", "stroke", "circle", "square", "diamond", "cross")
+_SPARE = ("#56B4E9", "#8C6BB1", "#8C6D1F", "#4D4D4D", "#117733", "#882255", "#332288")
+# Shapes with an area: points are drawn filled.
+_SPARE_SHAPES = (
+    "triangle-right",
+    "triangle-left",
+    "triangle-up",
+    "circle",
+    "square",
+    "diamond",
+    "cross",
+)
 # vl-convert provides the first font; browsers use the others.
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 # Width of the plotting area in pixels, for one column of a paper.
