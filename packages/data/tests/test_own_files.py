@@ -411,3 +411,7 @@ def test_a_csv_file_may_begin_with_a_long_field(tmp_path: Path) -> None:
     path.write_text("x" * 200_000 + "\n")
     with pytest.raises(DataError, match=r"long\.csv"):
         open_task(str(path))
+
+
+def test_lines_of_spaces_before_the_header_are_skipped(tmp_path: Path) -> None:
+    assert pairs_of(load(tmp_path / "x.csv", "   \n" + csv_of())) == PAIRS

@@ -91,7 +91,7 @@ def load_study(
 ) -> Study:
     """Load ``experiment``, or the only experiment with runs of bitrank, as a study.
 
-    ``rates``: learning rate by (config, task); runs of these with another rate are left out.
+    ``rates``: learning rate by (config, task), chosen for each; runs of these with another rate are left out.
 
     Columns of ``runs``: run_id, run_name, config, task, seed, model, kind, metric, higher_is_better, quality,
     zero (quality before training, NaN where not measured), loss (nats), model_mib, adapter_mib (at the end of
@@ -114,7 +114,8 @@ def load_study(
     other_rate = (rows["problem"] == "") & _have_other_rate(database, rows, rates or {})
     rows.loc[other_rate, "problem"] = "finished with another learning rate than the study chose"
     good = rows[rows["problem"] == ""]
-    good = good.assign(settings=good["run_id"].map(unusual_settings(database, good)).astype(object))
+    chosen = ("learning_rate",) if rates else ()
+    good = good.assign(settings=good["run_id"].map(unusual_settings(database, good, chosen)).astype(object))
     usual_last = good.sort_values("settings", key=lambda column: column == "", kind="stable")
     selected = usual_last.drop_duplicates(_CELL, keep="last")
     runs = selected.sort_values(["task", "config", "seed"]).reset_index(drop=True)

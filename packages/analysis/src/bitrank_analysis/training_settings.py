@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import duckdb
 import pandas as pd
@@ -43,16 +43,20 @@ SETTINGS = (
 ARM_SETTINGS = ("arm", "rank", "init_r", "target_r", "init", "init_rounds", "quantizer", "shrink")
 
 
-def unusual_settings(database: duckdb.DuckDBPyConnection, runs: pd.DataFrame) -> dict[str, str]:
+def unusual_settings(
+    database: duckdb.DuckDBPyConnection, runs: pd.DataFrame, chosen: Collection[str] = ()
+) -> dict[str, str]:
     """run_id → the settings that differ from the usual ones, such as ``steps=20``; "" for none.
 
     The usual settings are those of most runs of the task, and those of an arm, such as its rank, of most runs
     of the arm in the task; of two equally frequent sets, that of the newest run. ``runs`` has the columns
-    run_id, task and config, oldest first.
+    run_id, task and config, oldest first. Settings of ``chosen`` were chosen for each arm, and are not usual
+    or unusual.
     """
+    shared = tuple(key for key in SETTINGS if key not in chosen)
     found = _settings(database)
     unusual = dict.fromkeys(runs["run_id"], "")
-    for columns, keys in ((["task"], SETTINGS), (["task", "config"], ARM_SETTINGS)):
+    for columns, keys in ((["task"], shared), (["task", "config"], ARM_SETTINGS)):
         for _, group in runs.groupby(columns):
             # Runs with the task's usual settings define those of their arm, where there are any.
             usual_first = sorted(group["run_id"], key=lambda run_id: unusual[run_id] == "")

@@ -264,6 +264,7 @@ def test_runs_at_a_rate_that_is_no_longer_chosen_are_left_out(maker: Any, store:
         text = planners_report(str(store), "bitrank-test", [store / "late.json"], store)
         (row,) = [line for line in text.splitlines() if line.startswith("| late-4bits | exact-4bits |")]
         assert f"| {accuracy} |" in row and f"| {rate} |" in row
+        assert "other settings" not in text, "each arm has a learning rate of its own"
 
 
 def test_arms_that_the_study_did_not_plan_are_left_out_and_named(maker: Any, store: Path) -> None:

@@ -82,7 +82,8 @@ def _records(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
         except csv.Error as error:
             where = "the header" if number == 0 else place_of(number, line)
             raise DataError(f"{path.name}: {_broken(where, str(error))}") from error
-        if fields:
+        is_header = number == 0
+        if any(map(str.strip, fields)) if is_header else fields:
             yield line, fields
             number += 1
         line = reader.line_num + 1
