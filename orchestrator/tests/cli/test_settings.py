@@ -9,7 +9,6 @@ import pytest
 from bitrank.cli.main import _parser, main
 from bitrank.cli.plan_request import config_spec, measured_spec
 from bitrank.cli.settings import parsed_settings
-from bitrank.errors import UserError
 
 RUN = ("run", "--profile", "smoke", "--task", "toy_sentences", "--config", "B-FP")
 MATRIX = ("matrix", "--profile", "smoke", "--configs", "B-FP,B-Q4", "--tasks", "toy_sentences")
@@ -132,7 +131,5 @@ def test_pins_of_one_name_that_disagree_are_refused(
     assert message in rejection(capsys, *PLAN, *[word for pin in pins for word in ("--pin", pin)])
 
 
-def test_two_values_of_one_setting_are_refused_and_a_repeated_one_is_not() -> None:
-    with pytest.raises(UserError, match="--set gives steps two values, 2 and 3; give one"):
-        parsed_settings(["steps=2", "steps=3"], {})
-    assert parsed_settings(["steps=2", "steps=2"], {}) == {"steps": 2}
+def test_the_last_of_two_values_of_one_setting_counts() -> None:
+    assert parsed_settings(["steps=2", "steps=3"], {}) == {"steps": 3}

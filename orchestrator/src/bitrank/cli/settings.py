@@ -46,18 +46,12 @@ def parse_field(name: str, text: str) -> Any:
 
 
 def parsed_settings(texts: Sequence[str], refused: Mapping[str, str]) -> dict[str, Any]:
-    """Return the settings of ``--set``.
+    """Return the settings of ``--set``; of two values of a key the last one counts.
 
-    Raises :class:`UserError` for a key in ``refused``, and for two values of one key.
+    Raises :class:`UserError` for a key in ``refused``.
     """
     refuse([text.partition("=")[0] for text in texts], refused)
-    settings: dict[str, Any] = {}
-    for key, value in map(parse_setting, texts):
-        if settings.setdefault(key, value) != value:
-            raise UserError(
-                f"--set gives {key} two values, {shortened(settings[key])} and {shortened(value)}; give one"
-            )
-    return settings
+    return dict(parse_setting(text) for text in texts)
 
 
 def with_options(settings: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
