@@ -51,7 +51,8 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=seeds, help="comma-separated whole numbers (default: the profile's)")
 
 
-def add_locations(parser: argparse.ArgumentParser) -> None:
+def add_places(parser: argparse.ArgumentParser, content: str) -> None:
+    """Add ``--store`` and ``--results``, the folder for ``content``."""
     parser.add_argument(
         "--store", type=location, default="runs", help="folder or MLflow URI of the runs (default: runs)"
     )
@@ -59,8 +60,12 @@ def add_locations(parser: argparse.ArgumentParser) -> None:
         "--results",
         type=file_path,
         default=Path("results"),
-        help="folder for JSON and CSV (default: results)",
+        help=f"folder for {content} (default: results)",
     )
+
+
+def add_locations(parser: argparse.ArgumentParser) -> None:
+    add_places(parser, "JSON and CSV")
     parser.add_argument("--force", action="store_true", help="repeat complete runs")
     parser.add_argument("--wandb", action="store_true", help=WANDB)
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitrank.cli.arguments import comma_separated, factors, file_path, location, seeds, whole
+from bitrank.cli.arguments import comma_separated, factors, seeds, whole
 from bitrank.cli.help import list_names, studies, study_arms
 from bitrank.cli.matrix import SMOKE_NOTICE, show
 from bitrank.cli.notes import add_folder, is_served, keep_findings, served_advice
-from bitrank.cli.options import WANDB
+from bitrank.cli.options import WANDB, add_places
 from bitrank.cli.settings import OF_STUDY, parsed_settings
 from bitrank.errors import FAILED
 from bitrank.execution.registry import add_options as add_executor
@@ -65,7 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "least validation loss, found with a seed of its own; a single factor is used without a search",
     )
     parser.add_argument("--forecast", action="store_true", help="print the hours of the study and end")
-    _add_places(parser)
+    add_places(parser, "plans, tables and the report")
     add_executor(parser)
     parser.add_argument(
         "--jobs", type=whole(), help="parallel runs (default: as many as cores and memory allow)"
@@ -74,18 +74,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_folder(parser)
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="setting of every run"
-    )
-
-
-def _add_places(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--store", type=location, default="runs", help="folder or MLflow URI of the runs (default: runs)"
-    )
-    parser.add_argument(
-        "--results",
-        type=file_path,
-        default=Path("results"),
-        help="folder for plans, tables and the report (default: results)",
     )
 
 
