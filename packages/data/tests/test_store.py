@@ -92,3 +92,30 @@ def test_a_folder_copied_without_its_times_is_not_damaged(cache: Path, builds: l
     assert damaged() == [] and is_built(place)
     (place / "weights.bin").write_bytes(b"other")
     assert damaged() == [place]
+
+
+def test_build_that_was_killed_leaves_no_folder_after_the_next_build(cache: Path, builds: list[int]) -> None:
+    (cache / "models").mkdir(parents=True)
+    killed = cache / "models/.m.0123456789abcdef"
+    others = [cache / "models/.m.2.0123456789abcdef", cache / "models/.mm.0123456789abcdef"]
+    for folder in (killed, *others):
+        folder.mkdir()
+        (folder / "half").touch()
+    build(cache / "models/m", builds)
+    assert not killed.exists() and all(path.exists() for path in others)
+
+
+def test_signal_between_the_creation_of_the_folder_and_the_build_leaves_nothing(
+    cache: Path, builds: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = Path.mkdir
+
+    def make_and_exit(path: Path, *arguments: object, **options: object) -> None:
+        make(path, *arguments, **options)
+        if path.name.startswith(".m."):
+            raise SystemExit
+
+    monkeypatch.setattr(Path, "mkdir", make_and_exit)
+    with pytest.raises(SystemExit):
+        build(cache / "models/m", builds)
+    assert [path.name for path in (cache / "models").iterdir()] == [".m.lock"]

@@ -239,7 +239,7 @@ def _place(asset: Asset) -> Path:
 
 
 def _fetch(asset: Asset, folder: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix=".download.", dir=folder.parent) as place:
+    with tempfile.TemporaryDirectory(prefix=".download.", dir=folder) as place:
         paths = []
         for number, archive in enumerate(asset.archives):
             part = Path(place) / str(number)

@@ -16,9 +16,10 @@ import errno
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -113,14 +114,25 @@ def damaged() -> list[Path]:
 
 
 def _build(place: Path, build: Callable[[Path], None]) -> None:
-    making = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+    """Build and publish ``place``; the caller holds its lock."""
+    _remove_unfinished(place)
+    making = place.parent / f".{place.name}.{secrets.token_hex(8)}"
     try:
+        making.mkdir(mode=0o700)  # inside, because a signal may end the process right after this call
         build(making)
         _write(making)
         shutil.rmtree(place, ignore_errors=True)
         making.rename(place)
     finally:
         shutil.rmtree(making, ignore_errors=True)
+
+
+def _remove_unfinished(place: Path) -> None:
+    """Delete the temporary folders of builds of ``place`` that were killed; the caller holds its lock."""
+    temporary = re.compile(re.escape(f".{place.name}.") + "[0-9a-f]{16}")
+    for path in place.parent.iterdir():
+        if temporary.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def is_built(place: Path) -> bool:
