@@ -223,3 +223,10 @@ def test_plan_file_with_the_name_of_a_config_is_refused(tmp_path: Path) -> None:
         make_spec(SMOKE, "", "toy_sentences", {"plan": str(path)})
     path.rename(tmp_path / "mine.json")
     assert make_spec(SMOKE, "", "toy_sentences", {"plan": str(tmp_path / "mine.json")}).config == "mine"
+
+
+def test_rank_of_a_plan_file_cannot_be_set(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(PLAN))
+    with pytest.raises(UserError, match=r"mine\.json states the rank of every matrix: rank cannot be set"):
+        make_spec(SMOKE, "", "toy_sentences", {"plan": str(path), "rank": 4})

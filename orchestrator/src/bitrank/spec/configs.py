@@ -140,9 +140,15 @@ def find_arm(name: str, plan: str | None = None, tuned: Mapping[str, int] | None
             )
         return config
     tunable = [f.name for f in fields(config.rank)]  # type: ignore[arg-type]
+    if tuned and isinstance(config.rank, rules.GivenRanks):
+        raise UserError(
+            f"the plan {plan} states the rank of every matrix: {', '.join(tuned)} cannot be set for it"
+        )
     for key in tuned or {}:
         if key not in tunable:
-            raise UserError(f"the rank rule of {name} has no {key!r} to set; it has {', '.join(tunable)}")
+            raise UserError(
+                f"the rank rule of {plan or name} has no {key!r} to set; it has {', '.join(tunable)}"
+            )
     return replace(config, rank=replace(config.rank, **tuned)) if tuned else config  # type: ignore[type-var]
 
 
