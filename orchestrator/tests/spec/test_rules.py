@@ -15,7 +15,7 @@ from bitrank.spec.profiles import PROFILES
 from bitrank.spec.rule_interface import AttachOptions
 from bitrank.spec.tiny_models import TINY
 from bitrank_adapters import AdapterScale, adapted
-from bitrank_quant import block_matrices, weight_matrices
+from bitrank_quant import WeightMatrix, block_matrices, weight_matrices
 from peft import PeftModel
 
 
@@ -38,6 +38,17 @@ def test_joint_2_keeps_embeddings_and_edge_blocks_in_8_bits(matrices) -> None:
     bits = CONFIGS["Joint-2"].precision.assign_formats(quantizable)
     assert {bits[m.name] for m in quantizable if m.role == "embedding"} == {"int8"}
     assert {(m.layer, bits[m.name]) for m in blocks} == {(0, "int8"), (1, "nf4-dq"), (2, "int8")}
+
+
+def test_joint_2_keeps_the_last_block_of_a_shallow_decoder_in_8_bits() -> None:
+    depths = {"encoder": 4, "decoder": 2}
+    matrices = [
+        WeightMatrix(f"model.{stack}.layers.{layer}.fc1", "ffn", layer, (8, 8))
+        for stack, depth in depths.items()
+        for layer in range(depth)
+    ]
+    formats = list(CONFIGS["Joint-2"].precision.assign_formats(matrices).values())
+    assert formats == ["int8", "nf4-dq", "nf4-dq", "int8", "int8", "int8"]
 
 
 def test_joint_3_assigns_formats_and_ranks_by_role(matrices) -> None:

@@ -131,8 +131,7 @@ def add_run(commands: Any) -> None:
 
 def _matrix(arguments: argparse.Namespace) -> int:
     code = _execute(chosen_specs(arguments), arguments, jobs=arguments.jobs)
-    if code == 0:
-        keep_findings(arguments.store, find_profile(arguments.profile).name, arguments.notes)
+    keep_findings(arguments.store, find_profile(arguments.profile).name, arguments.notes)  # failures too
     return code
 
 

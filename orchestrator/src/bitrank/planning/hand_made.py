@@ -10,6 +10,7 @@ from bitrank_quant import parse_format
 
 from bitrank.planning.prior import SENSITIVE
 from bitrank.sensitivity.tables import Tables
+from bitrank.spec.stacks import last_blocks
 
 TABLES = "int8"  # format of embeddings and heads, if it leaves the blocks at least FINE bits
 FINE = 4
@@ -43,11 +44,11 @@ def hand_made(problem: Problem, tables: Tables) -> Plan:
 def _raised(problem: Problem, plan: Plan, low: str, high: str) -> Plan:
     """Raise block matrices from ``low`` to ``high`` in the order of the rule, where they fit."""
     blocks = [item for item in _free(problem.items) if item.layer is not None]
-    last = max((item.layer or 0 for item in blocks), default=0)
+    last = last_blocks(blocks)
 
     def turn(item: Item) -> tuple[bool, int]:
         layer = item.layer or 0
-        return SENSITIVE.search(item.name) is None, min(layer, last - layer)
+        return SENSITIVE.search(item.name) is None, min(layer, last[item.stack] - layer)
 
     for item in sorted(blocks, key=turn):
         if plan.precision[item.name] != low:

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from bitrank_quant import Float, WeightMatrix, parse_format
 
+from bitrank.spec.stacks import last_blocks
+
 _WEIGHTS = 2**20  # size of the matrix on which formats are compared
 _GRID = 4097
 
@@ -40,7 +42,7 @@ _EDGE = 8  # the first and the last 1/8 of the blocks are edges
 
 
 def prior_weight(matrix: WeightMatrix, layers: int) -> float:
-    """Return the weight of one parameter of ``matrix`` relative to a plain matrix, for ``layers`` blocks.
+    """Return the weight of a parameter of ``matrix``, in a stack of ``layers``, relative to a plain one.
 
     The weight is an assumption; see the module's docstring.
     """
@@ -60,9 +62,10 @@ def prior_errors(
     error for an unknown format.
     """
     formats = list(formats)
-    layers = 1 + max((m.layer for m in matrices if m.layer is not None), default=0)
+    last = last_blocks(matrices)
     mass = {
-        m.name: math.prod(m.shape) * (_TWICE if m.name in heads else prior_weight(m, layers))
+        m.name: math.prod(m.shape)
+        * (_TWICE if m.name in heads else prior_weight(m, 1 + last.get(m.stack, 0)))
         for m in matrices
     }
     total = sum(mass.values())

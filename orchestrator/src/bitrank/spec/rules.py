@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from bitrank.errors import UserError
 from bitrank.spec.rule_interface import Adapters, AttachOptions, Formats, Ranks
+from bitrank.spec.stacks import last_blocks
 
 if TYPE_CHECKING:  # the command line reads configs without importing torch
     from bitrank_quant import WeightMatrix
@@ -50,16 +51,16 @@ class BlocksIn:
 
 @dataclass(frozen=True)
 class EdgesHigh:
-    """Embeddings, first and last block in format ``high``; the other blocks in ``low``."""
+    """Embeddings, first and last block of each stack in format ``high``; the other blocks in ``low``."""
 
     high: str
     low: str
 
     def assign_formats(self, matrices: Sequence[WeightMatrix]) -> Formats:
-        last = max((m.layer for m in matrices if m.layer is not None), default=0)
+        last = last_blocks(matrices)
         formats = {}
         for m in matrices:
-            edge = m.role == "embedding" or m.layer in (0, last)
+            edge = m.role == "embedding" or m.layer == 0 or (m.layer is not None and m.layer == last[m.stack])
             formats[m.name] = self.high if edge else self.low if _in_block(m) else SIXTEEN
         return formats
 

@@ -13,6 +13,7 @@ from bitrank_analysis.hypotheses import Results, findings_on_hypotheses
 from bitrank_analysis.matrix_names import nominal_bits, with_place
 from bitrank_analysis.metrics import further_metrics
 from bitrank_analysis.published import Setting, findings_on_claims
+from bitrank_analysis.score_kept import score_kept
 from bitrank_analysis.statistics import arms, compare, factorial, pareto
 from bitrank_analysis.statistics.examples import load_arms
 from bitrank_analysis.study import Study
@@ -109,13 +110,14 @@ def gather(study: Study, task: str) -> Evidence:
     front = _or_gap(gaps, "front of stored size", lambda: pareto(study, task, x="stored_mib"))
     results = Results(str(first["metric"]), table, comparisons, front, frozenset(runs["device"]))
     effects = _or_gap(gaps, "factorial", lambda: factorial(study, task))
+    kept = _or_gap(gaps, "share of the 16-bit score", lambda: score_kept(load_arms(study, task)))
     return Evidence(
         task=task,
         kind=str(first["kind"]),
         metric=str(first["metric"]),
         higher_is_better=bool(first["higher_is_better"]),
         runs=_ordered(runs),
-        arms=_ordered(table),
+        arms=_ordered(_with_share(table, kept)),
         comparisons=_ordered(comparisons, "candidate", "baseline"),
         front=_ordered(front),
         memory_front=_ordered(
@@ -149,6 +151,10 @@ def _further(study: Study, task: str, runs: pd.DataFrame) -> pd.DataFrame:
     ]
     tables = [table for table in found if not table.empty]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _with_share(table: pd.DataFrame, kept: pd.DataFrame) -> pd.DataFrame:
+    return table if kept.empty else table.merge(kept, on="config", how="left")
 
 
 def _or_gap(gaps: dict[str, str], name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:

@@ -17,8 +17,8 @@ from bitrank_analysis.files import write_atomically
 from bitrank_analysis.matrix_names import module_order
 from bitrank_analysis.metrics import metric_of
 from bitrank_analysis.published import compared_text, result_text
+from bitrank_analysis.score_kept import FULL_LORA
 
-FULL_LORA = "B-FP"  # LoRA of one rank on every matrix, to which selective and adaptive arms are compared
 # Column → printed heading and formatter of its values.
 Heads = Mapping[str, tuple[str, Callable[[Any], str]]]
 _LATEX = {
@@ -140,6 +140,9 @@ def _arms(evidence: Evidence) -> Table:
         "low": ("95 % low", as_quality),
         "high": ("95 % high", as_quality),
         "zero": ("Untrained", as_quality),
+        "kept": ("Kept %", _fixed(1)),
+        "kept_low": ("Kept low", _fixed(1)),
+        "kept_high": ("Kept high", _fixed(1)),
         "stored_mib": ("Stored MiB", _fixed(1)),
         "bits": ("Bits", _fixed(2)),
         "peak_mib": ("Peak MiB", _fixed(0)),
@@ -152,6 +155,8 @@ def _arms(evidence: Evidence) -> Table:
     caption = "Quality and cost of each arm; intervals over examples"
     if FULL_LORA in evidence.configs:
         caption += f"; reduction: final adapter parameters below those of {FULL_LORA}"
+    if "kept" in evidence.arms:
+        caption += f"; kept: share of the score of {FULL_LORA}, with its 95 % interval"
     return _table(evidence, "arms", caption, _with_reduction(evidence.arms), heads)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from bitrank_analysis.errors import AnalysisError
+from bitrank_analysis.score_kept import score_kept
 from bitrank_analysis.statistics.examples import ArmResults
 from bitrank_analysis.statistics.moderation import seed_spread
 from bitrank_analysis.statistics.share import share_kept
@@ -60,3 +62,17 @@ def test_share_without_a_common_seed_or_of_nothing_is_refused() -> None:
         share_kept(classifier("B-Q4", 300), other, None)
     with pytest.raises(AnalysisError, match="a score of 0"):
         share_kept(classifier("B-Q4", 300), classifier("B-FP", 0), None)
+
+
+def test_every_other_arm_has_its_share_of_full_lora_in_percent() -> None:
+    counts = {"B-Q4": 300, "B-FP": 360, "Plan-Q4": 360}
+    found = score_kept({name: classifier(name, count) for name, count in counts.items()})
+    assert list(found["config"]) == ["B-Q4", "Plan-Q4"]
+    assert list(found["kept"]) == pytest.approx([100 * 300 / 360, 100.0])
+    assert (found["kept_low"] < found["kept"]).all() and (found["kept"] < found["kept_high"]).all()
+
+
+def test_no_share_without_full_lora_and_none_without_a_common_seed() -> None:
+    assert score_kept({"B-Q4": classifier("B-Q4", 300)}).empty
+    full, other = classifier("B-FP", 360), classifier("B-Q4", 300)
+    assert score_kept({"B-FP": full, "B-Q4": replace(other, seeds=(7,))}).empty

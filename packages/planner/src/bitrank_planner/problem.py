@@ -49,6 +49,15 @@ class Item:
     layer: int | None = None
     shape: tuple[int, int] = (1, 1)
 
+    @property
+    def stack(self) -> str:
+        """The name of the list of blocks that the item is in; empty outside the blocks.
+
+        An encoder and a decoder each count their blocks from 0.
+        """
+        before, found, _ = self.name.partition(f".{self.layer}.")
+        return before if found else ""
+
 
 @dataclass(frozen=True)
 class Problem:

@@ -37,3 +37,14 @@ def encoder_decoder() -> list[Item]:
         matrix("decoder.0.cross", "cross-attention", 0),
         matrix("decoder.0.up", "ffn", 0),
     ]
+
+
+@pytest.fixture
+def stacks() -> list[Item]:
+    """An encoder of four layers and a decoder of two."""
+    depths = {"encoder": 4, "decoder": 2}
+    return [
+        matrix(f"{stack}.layers.{layer}.q", "attention", layer)
+        for stack, depth in depths.items()
+        for layer in range(depth)
+    ]

@@ -27,6 +27,11 @@ def test_role_and_depth_rules_select_their_matrices(decoder):
     assert high_names("ffn_high_attention_low", decoder) == {f"{k}.up" for k in range(4)}
 
 
+def test_edges_are_those_of_each_stack(stacks):
+    edges = {"encoder.layers.0.q", "encoder.layers.3.q", "decoder.layers.0.q", "decoder.layers.1.q"}
+    assert high_names("edges_high", stacks) == edges
+
+
 def test_rank_rules_select_matrices_below_the_mean(blocks):
     ranks = {m.name: 2 if m.layer == 1 else 8 for m in blocks}
     assert high_names("low_rank_more_bits", blocks, ranks) == {"1.q", "1.up"}

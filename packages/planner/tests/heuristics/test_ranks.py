@@ -75,6 +75,10 @@ def test_linear_decay_equals_a_worked_example(blocks):
     assert list(linear_decay(attention, 6).values()) == [9, 7, 5, 3]
 
 
+def test_linear_decay_goes_by_the_depth_of_each_stack(stacks):
+    assert list(linear_decay(stacks, 6).values()) == [9, 7, 5, 3, 9, 3]
+
+
 @given(st.floats(1, 12), st.integers(2, 20))
 def test_linear_decay_never_increases_with_depth(mean, layers):
     ranks = list(

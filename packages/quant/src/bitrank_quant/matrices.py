@@ -33,6 +33,14 @@ class WeightMatrix:
     tied_to: str | None = None
 
     @property
+    def stack(self) -> str:
+        """The module name of the list of blocks that the matrix is in; empty outside the blocks.
+
+        An encoder and a decoder each count their blocks from 0.
+        """
+        return _stack(self.name, self.layer)
+
+    @property
     def adaptable(self) -> bool:
         """Whether LoRA may adapt it: a block matrix larger than a rank-1 adapter, unlike one-output gates."""
         return self.layer is not None and self.role != "embedding" and min(self.shape) > 1
@@ -148,6 +156,11 @@ def _describe(name: str, module: nn.Module, tied_to: str | None) -> WeightMatrix
     block = re.search(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.", name)
     layer = int(block[1]) if block else None
     return WeightMatrix(name, _role(name, module, layer), layer, shape, tied_to)
+
+
+def _stack(name: str, layer: int | None) -> str:
+    before, found, _ = name.partition(f".{layer}.")
+    return before if found else ""
 
 
 def _shape(module: Any) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from bitrank_planner.depths import places_of
 from bitrank_planner.errors import PlanError
 from bitrank_planner.heuristics.ranks import ATTENTION, FFN
 from bitrank_planner.heuristics.shares import measured
@@ -31,17 +32,19 @@ def embeddings_and_head_high(matrices: Sequence[Item], high: str, low: str) -> d
 
 
 def edges_high(matrices: Sequence[Item], high: str, low: str) -> dict[str, str]:
-    """Use ``high`` for the first and the last layer; all other matrices get ``low``.
+    """Use ``high`` for the first and the last layer of each stack; all other matrices get ``low``.
 
     Matrices outside the layers, such as embedding and head, also get ``low``.
     """
-    layers = {matrix.layer for matrix in matrices if matrix.layer is not None}
-    if len(layers) < 3:
+    places = places_of(matrices)
+    most = max((layers for _, layers in places.values()), default=0)
+    if most < 3:
         raise PlanError(
             "edges_high distinguishes outer layers from inner ones: expected three layers or more, got "
-            f"{len(layers)}; use all_in"
+            f"{most}; use all_in"
         )
-    return _where(matrices, high, low, [matrix.layer in (min(layers), max(layers)) for matrix in matrices])
+    edges = {name for name, (place, layers) in places.items() if place in (0, layers - 1)}
+    return _where(matrices, high, low, [matrix.name in edges for matrix in matrices])
 
 
 def attention_high_ffn_low(matrices: Sequence[Item], high: str, low: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from bitrank_planner.depths import places_of
 from bitrank_planner.errors import PlanError
 from bitrank_planner.heuristics.shares import measured, share_out, step_of, total
 from bitrank_planner.problem import Item
@@ -29,20 +30,23 @@ def uniform(matrices: Sequence[Item], mean: float) -> dict[str, int]:
 
 
 def linear_decay(matrices: Sequence[Item], mean: float) -> dict[str, int]:
-    """Decrease ranks linearly with depth, from weight 1.5 in the first layer to 0.5 in the last.
+    """Decrease ranks linearly with depth, from weight 1.5 in the first layer to 0.5 in the last of a stack.
 
-    Matrices outside the layers have weight 1.
+    Matrices outside the layers have weight 1, and so have those of a stack with one layer.
     """
-    layers = sorted({matrix.layer for matrix in matrices if matrix.layer is not None})
-    if len(layers) < 2:
+    places = places_of(matrices)
+    most = max((layers for _, layers in places.values()), default=0)
+    if most < 2:
         raise PlanError(
-            f"linear_decay goes by depth: expected matrices in two layers or more, got {len(layers)}; use "
+            f"linear_decay goes by depth: expected matrices in two layers or more, got {most}; use "
             "another rule"
         )
-    weights = {layer: 1 + SLOPE - 2 * SLOPE * place / (len(layers) - 1) for place, layer in enumerate(layers)}
-    return share_out(
-        matrices, [1.0 if m.layer is None else weights[m.layer] for m in matrices], total(matrices, mean)
-    )
+    weights = {
+        name: 1 + SLOPE - 2 * SLOPE * place / (layers - 1)
+        for name, (place, layers) in places.items()
+        if layers > 1
+    }
+    return share_out(matrices, [weights.get(m.name, 1.0) for m in matrices], total(matrices, mean))
 
 
 def attention_first(matrices: Sequence[Item], mean: float) -> dict[str, int]:

@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from bitrank_planner.depths import places_of
 from bitrank_planner.greedy import greedy
 from bitrank_planner.problem import Item, Option, Problem
 from bitrank_planner.search.ladders import Ladders
@@ -63,11 +64,8 @@ class Tilts:
 
 def _groups(problem: Problem) -> list[str]:
     """The group of each item: its role, and if it has a layer, early, middle or late."""
-    layers = sorted({item.layer for item in problem.items if item.layer is not None})
-    third = {layer: _THIRDS[3 * place // len(layers)] for place, layer in enumerate(layers)}
-    return [
-        f"{item.role} {third[item.layer]}" if item.layer is not None else item.role for item in problem.items
-    ]
+    third = {name: _THIRDS[3 * place // layers] for name, (place, layers) in places_of(problem.items).items()}
+    return [f"{item.role} {third[item.name]}" if item.name in third else item.role for item in problem.items]
 
 
 def _price(problem: Problem, choices: tuple[int, ...]) -> float:
