@@ -76,7 +76,7 @@ STARTS_FROM_DATA = {
     "lora-ga": lambda ranks, shapes: GradientStart(
         ranks, lambda name: torch.randn(shapes[name]), AdapterScale()
     ),
-    "gora": lambda ranks, shapes: GradientStep(ranks, lambda name: torch.randn(shapes[name]), 16.0),
+    "gora": lambda ranks, shapes: GradientStep(ranks, lambda name: torch.randn(shapes[name])),
     "eva": lambda ranks, shapes: ActivationStart(ranks, lambda name: torch.eye(shapes[name][1])),
 }
 

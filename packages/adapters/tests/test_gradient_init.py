@@ -99,7 +99,7 @@ def test_gora_starts_as_the_projected_gradient_and_lowers_the_loss(make, blocks,
     model, names = make("llama"), blocks["llama"]
     gradients, ranks = gradients_of(model, names, ids), uniform_ranks(names, 4)
     before = float(loss_of(model, ids))
-    start = GradientStep(ranks, gradients.__getitem__, alpha=16.0, gamma=1.0)
+    start = GradientStep(ranks, gradients.__getitem__, gamma=0.01)
     for name, weight in split_model(model, start, names, exact).items():
         assert torch.equal(model.get_submodule(name).weight, weight)
     model = attach_lora(model, ranks, scale=SCALE)
@@ -108,9 +108,25 @@ def test_gora_starts_as_the_projected_gradient_and_lowers_the_loss(make, blocks,
     for name, layer in adapted(model):
         assert torch.equal(layer.lora_A["default"].weight, rows[name])
         solved = torch.linalg.lstsq(rows[name].T.double(), gradients[name].T.double()).solution.T
+        wanted_OR = -0.01 / SCALE.of(4) * (rows[name].shape[1] / 4) ** 0.5 * solved
         up_OR = layer.lora_B["default"].weight.double()
-        assert torch.allclose(up_OR, -solved / 16.0, rtol=1e-3, atol=1e-6 * float(solved.abs().max()))
+        assert torch.allclose(up_OR, wanted_OR, rtol=1e-3, atol=1e-6 * float(wanted_OR.abs().max()))
     assert float(loss_of(model, ids)) < before
+
+
+@pytest.mark.parametrize("scale", [SCALE, AdapterScale(3.0, "rslora")])
+def test_gora_starts_with_gamma_times_the_norm_of_the_gradient(make, blocks, scale: AdapterScale) -> None:
+    torch.manual_seed(0)
+    model, names = make("llama"), blocks["llama"]
+    gradients = {name: torch.randn_like(model.get_submodule(name).weight) for name in names}
+    ranks = {name: 2 + place % 7 for place, name in enumerate(names)}
+    model = attach_lora(model, ranks, scale=scale)
+    GradientStep(ranks, gradients.__getitem__, gamma=0.05).write(model)
+    norms = [
+        float(effective_weight(layer).sub(layer.base_layer.weight).norm() / gradients[name].norm())
+        for name, layer in adapted(model)
+    ]
+    assert sum(norms) / len(norms) == pytest.approx(0.05, rel=0.1)
 
 
 def test_gradients_of_another_shape_and_adapters_that_lose_ranks_are_refused(make, blocks) -> None:
@@ -120,4 +136,4 @@ def test_gradients_of_another_shape_and_adapters_that_lose_ranks_are_refused(mak
         wrong.split("m", torch.randn(8, 8), exact)
     model = attach_adalora(make("llama"), names, AdaLora(6, 2), total_steps=50)
     with pytest.raises(AdapterError, match="sets the ranks before training"):
-        GradientStep(uniform_ranks(names, 6), lambda name: torch.zeros(1), 16.0).write(model)
+        GradientStep(uniform_ranks(names, 6), lambda name: torch.zeros(1)).write(model)

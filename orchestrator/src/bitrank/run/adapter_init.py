@@ -10,7 +10,6 @@ from multiprocessing import get_context
 import numpy as np
 import torch
 from bitrank_adapters import (
-    REFERENCE_RANK,
     ActivationStart,
     AdapterStart,
     CordaStart,
@@ -90,7 +89,7 @@ def _gradient_directions(spec: RunSpec, ranks: Ranks) -> AdapterStart:
 
 
 def _gradient_step(spec: RunSpec, ranks: Ranks) -> AdapterStart:
-    return GradientStep(ranks, start_data(spec).gradient, spec.adapter_scale * REFERENCE_RANK)
+    return GradientStep(ranks, start_data(spec).gradient)
 
 
 def _ranks_by_importance(spec: RunSpec, ranks: Ranks, shapes: Shapes) -> Ranks:

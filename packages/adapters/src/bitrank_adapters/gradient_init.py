@@ -6,8 +6,9 @@ U, both times d_out^¼/√γ with γ = 16, and s · B A is taken out of the matr
 ``ArB2r`` and scale ``stable``).
 
 GoRA (He et al. 2025) starts as a step of gradient descent that is projected on the rows of a random A:
-s · B A = −(γ s/α) G A⁺ A, with A⁺ the pseudo-inverse (the authors' code, ``compress``). The base stays as it
-is, so the outputs change by that step.
+s · B A = −γ √(in/r) G A⁺ A, with A⁺ the pseudo-inverse. The rows of A span r of ``in`` dimensions, so the
+factor √(in/r) gives the product about γ times the norm of G (the paper's ξ = γ √in/α for s = α/√r; the
+authors' code with ``scale_by_lr``). The base stays as it is, so the outputs change by that step.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from bitrank_adapters.part_start import Part, PartStart
 from bitrank_adapters.plans import RankPlan, positive_ranks
 from bitrank_adapters.rank_hooks import adapted
 from bitrank_adapters.residual_init import adapter_of
-from bitrank_adapters.scales import AdapterScale
+from bitrank_adapters.scales import AdapterScale, effective_scale
 from bitrank_adapters.weight_decomposed import reset_magnitude
 
 _ADAPTER = "default"
-GORA_STEP = 0.05  # GoRA's γ, the size of the gradient step that adapters start from
+GORA_STEP = 0.05  # GoRA's γ: the norm of the first product relative to that of the gradient
 
 
 class GradientStart(PartStart):
@@ -65,27 +66,26 @@ class GradientStart(PartStart):
 class GradientStep:
     """GoRA's start for the matrices of ``ranks``.
 
-    ``gradients`` returns the gradient (out, in) of a matrix by its name. ``alpha`` is the α of a rank-8
-    adapter, and ``gamma`` the size of the step. A is that of the default start.
+    ``gradients`` returns the gradient (out, in) of a matrix by its name. ``gamma`` is the norm of s · B A
+    relative to the gradient's. A is that of the default start.
     """
 
     def __init__(
         self,
         ranks: RankPlan,
         gradients: Callable[[str], Tensor],
-        alpha: float,
         *,
         gamma: float = GORA_STEP,
     ) -> None:
         self._ranks = positive_ranks(ranks)
-        self._gradients, self._factor = gradients, gamma / alpha
+        self._gradients, self._gamma = gradients, gamma
 
     def split(self, name: str, weight_OI: Tensor, stored: Callable[[Tensor], Tensor]) -> Tensor:
         """``weight_OI`` itself: the whole matrix is stored."""
         return weight_OI
 
     def write(self, model: PeftModel) -> None:
-        """Set B of every adapter in ``model``: B = −(γ/α) G Aᵀ (A Aᵀ)⁻¹.
+        """Set B of every adapter in ``model``: B = −(γ/s) √(in/r) G Aᵀ (A Aᵀ)⁻¹.
 
         Raises :class:`AdapterError` if a matrix has no adapter, one with singular values of its own, or a
         gradient of another shape.
@@ -98,7 +98,8 @@ class GradientStep:
             gradient_OI = _of_shape(self._gradients(name), name, (len(up), down.shape[1]))
             with torch.no_grad():
                 inverse_IR = torch.linalg.pinv(down.detach().cpu().double())
-                up.copy_(-self._factor * (gradient_OI.cpu().double() @ inverse_IR))
+                factor = self._gamma * (down.shape[1] / len(down)) ** 0.5 / effective_scale(layer)
+                up.copy_(-factor * (gradient_OI.cpu().double() @ inverse_IR))
                 reset_magnitude(layer)
 
 
