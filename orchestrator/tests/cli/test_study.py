@@ -142,7 +142,7 @@ def test_a_study_of_which_every_arm_is_left_out_of_its_grid_ends_with_1(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("bitrank.planning.study_plans.study_specs", lambda *_: StudyRuns([SPEC], []))
-    monkeypatch.setattr("bitrank.cli.study_rates.tuned_specs", lambda *_: ([], {}))
+    monkeypatch.setattr("bitrank.cli.study_rates.tuned_specs", lambda *_: ([], {}, {}))
     assert main([*STUDY, "--jobs", "1"]) == 1
 
 
@@ -155,7 +155,7 @@ def trained(place: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for folder in ("eight-bits", "eight-bits-smoke"):
         Path("results", folder).mkdir(parents=True)
     monkeypatch.setattr(study, "_print_forecast", lambda *_: None)
-    monkeypatch.setattr(study, "keep_findings", lambda store, name, folder: kept.append(name))
+    monkeypatch.setattr(study, "keep_findings", lambda store, name, folder, planning: kept.append(name))
     return kept
 
 
@@ -219,7 +219,7 @@ def left_out(
     (place / "results").mkdir()
     request = replace(find_study("eight-bits", quick=False), rates=(0.3, 1.0))
     options = Options("runs", place / "results", Execution())
-    assert study_rates.tuned_specs([SPEC], request, options) == ([], {})
+    assert study_rates.tuned_specs([SPEC], request, options)[:2] == ([], {})
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from bitrank.planning.study_records import record_planning, record_rates
+from bitrank.planning.planner_studies import find_study
+from bitrank.planning.study_records import record_planning, record_rates, without_rate
 
 
 def row(config: str, **values: Any) -> dict[str, Any]:
@@ -47,3 +50,29 @@ def test_a_damaged_record_is_replaced(tmp_path: Path, text: str) -> None:
         else:
             record_rates(tmp_path / name, [row("exact")])
         assert "exact" in (tmp_path / name).read_text()
+
+
+def test_arms_without_a_learning_rate_are_left_out_under_their_budget() -> None:
+    study = replace(find_study("systems", quick=True), arms=("exact", "B-Q4"), budgets=("=B-Q4", "3bits"))
+    reasons = {("exact-B-Q4", "toy"): "diverged", ("B-Q4-3bits", "toy"): "failed", ("B-FP", "toy"): "failed"}
+    rows = without_rate(reasons, study)
+    assert [(row["arm"], row["budget"], row["reason"]) for row in rows] == [
+        ("exact", "=B-Q4", "diverged"),
+        ("B-Q4", "3bits", "failed"),
+        ("B-FP", "", "failed"),
+    ]
+
+
+def test_arm_at_its_own_bytes_without_a_rate_is_left_out_until_it_has_one(tmp_path: Path) -> None:
+    path = tmp_path / "planning.json"
+    record_planning(path, [], [], [absent("B-FP", "")])
+    assert json.loads(path.read_text())["left_out"] == [absent("B-FP", "")]
+    record_planning(path, [], [row("B-FP")], [])
+    assert json.loads(path.read_text())["left_out"] == []
+
+
+def test_commands_that_end_together_both_add_their_arms(tmp_path: Path) -> None:
+    path = tmp_path / "planning.json"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: record_planning(path, [], [row(f"arm-{number}")], []), range(24)))
+    assert len(json.loads(path.read_text())["plans"]) == 24

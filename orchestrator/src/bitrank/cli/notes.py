@@ -43,19 +43,22 @@ def add_folder(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def keep_findings(store: str, profile: str, folder: Path) -> None:
+def keep_findings(store: str, profile: str, folder: Path, planning: Path | None = None) -> None:
     """Write the findings of a finished study into ``folder`` and print how many are new.
 
+    ``planning`` is ``planning.json`` of a study, with the learning rates that it chose.
     A study whose findings cannot be written is finished all the same, so the reason is only printed.
     """
     if is_served(store):
         print(f"notes: not written: {served_advice(f'bitrank-{profile}')}")
         return
     from bitrank_analysis import load_study, open_store
+    from bitrank_analysis.planning_costs import read_planning
     from bitrank_analysis.report import collect
 
     try:
-        study = load_study(open_store(store), f"bitrank-{profile}")
+        rates = read_planning([planning]).rates if planning else None
+        study = load_study(open_store(store), f"bitrank-{profile}", rates)
         written = write_notes(study, collect(study), folder)
     except Exception as error:
         if not is_user_error(error):

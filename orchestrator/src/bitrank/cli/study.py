@@ -88,7 +88,7 @@ def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
     from bitrank.execution.matrix import Options, run_study
     from bitrank.planning.planner_studies import profile_of
     from bitrank.planning.study_plans import planning_costs, study_specs
-    from bitrank.planning.study_records import record_planning
+    from bitrank.planning.study_records import config_name, record_planning, without_rate
 
     study = _study(arguments)
     if arguments.wandb:  # planning may take hours, so missing requirements are reported first
@@ -108,14 +108,15 @@ def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
     planned = study_specs(study, profile, tasks, settings, folder / "plans", jobs)
     check_has_runs(planned)
     options = Options(arguments.store, folder, how)
-    tuned, rate_seconds = tuned_specs(planned.specs, study, options)
+    tuned, rate_seconds, untuned = tuned_specs(planned.specs, study, options)
     if not tuned:  # the reasons are printed
         return FAILED
     done = run_study(tuned, options, Progress)
     show(done, options)
-    references = [f"{study.reference}-{budget.lstrip('=')}" for budget in study.budgets]
+    references = [config_name(study.reference, budget) for budget in study.budgets]
     costs = planning_costs(tuned, rate_seconds)
-    record_planning(folder / "planning.json", references, costs, planned.left_out)
+    left_out = [*planned.left_out, *without_rate(untuned, study)]
+    record_planning(folder / "planning.json", references, costs, left_out)
     _print_report(arguments, profile.name, folder, report)
     is_whole = len(tuned) == len(planned.specs) and all(
         job.status in {"finished", "done", "stale"} for job in done
@@ -132,7 +133,7 @@ def _print_report(arguments: argparse.Namespace, name: str, folder: Path, report
     if arguments.profile == "smoke":
         print(SMOKE_NOTICE)
     else:
-        keep_findings(arguments.store, name, arguments.notes)
+        keep_findings(arguments.store, name, arguments.notes, folder / "planning.json")
 
 
 def _study(arguments: argparse.Namespace) -> PlannerStudy:

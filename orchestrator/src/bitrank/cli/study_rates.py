@@ -39,11 +39,12 @@ class Grid:
 
 def tuned_specs(
     specs: list[RunSpec], study: PlannerStudy, options: Options
-) -> tuple[list[RunSpec], dict[Cell, float]]:
+) -> tuple[list[RunSpec], dict[Cell, float], dict[Cell, str]]:
     """Return ``specs`` at the learning rates and lengths that follow from the runs of the grid.
 
-    The second value is the seconds of these runs by config and task. Executes the missing runs of the grid.
-    Cells whose grid is not complete are left out and named. A grid of one rate needs no run.
+    The second value is the seconds of these runs by config and task, the third the reason by config and task
+    that is left out because its grid is not complete. Executes the missing runs of the grid. A grid of one
+    rate needs no run.
     """
     longer = longer_cells(specs, study)
     is_tuned = len(study.rates) > 1
@@ -51,13 +52,16 @@ def tuned_specs(
         specs = at_factor(specs, study.rates[0])
     measured = specs if is_tuned else [spec for spec in specs if cell_of(spec) in longer]
     if not measured:
-        return specs, {}
+        return specs, {}, {}
     grid = _executed(grid_specs(measured, study.rates if is_tuned else (1.0,)), study.walks, options)
     chosen = choose_rates(grid.specs, grid.runs, study.walks)
     record_rates(options.results / "rates.json", rate_rows(chosen))
-    left_out = {cell_of(spec) for spec in measured} - chosen.keys()
-    for cell in sorted(left_out):
-        print(f"{cell[0]} on {cell[1]} is left out: {reason_left_out(cell, grid, study.walks)}")
+    left_out = {
+        cell: reason_left_out(cell, grid, study.walks)
+        for cell in sorted({cell_of(spec) for spec in measured} - chosen.keys())
+    }
+    for cell, reason in left_out.items():
+        print(f"{cell[0]} on {cell[1]} is left out: {reason}")
     kept = [spec for spec in specs if cell_of(spec) not in left_out]
     tuned = with_rates(kept, chosen) if is_tuned else kept
     lengthened = [
@@ -66,7 +70,7 @@ def tuned_specs(
         else spec
         for spec in tuned
     ]
-    return lengthened, {cell: choice.seconds for cell, choice in chosen.items()}
+    return lengthened, {cell: choice.seconds for cell, choice in chosen.items()}, left_out
 
 
 def reason_left_out(cell: Cell, grid: Grid, walks: bool) -> str:

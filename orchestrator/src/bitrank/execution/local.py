@@ -128,7 +128,7 @@ def choose_slots(specs: Sequence[RunSpec]) -> int:
     cores = usable_cores()
     run_bytes = RUN_BYTES * max(spec.processes for spec in specs)
     fitting = int(psutil.virtual_memory().available / run_bytes)
-    return max(1, min(cores // max(thread for thread in threads if thread), fitting, len(specs)))
+    return max(1, min(cores // max(thread for thread in threads if thread), fitting))
 
 
 def _has_accelerator() -> bool:

@@ -37,7 +37,7 @@ def _run_here(jobs: Sequence[Job], tracker: Tracking, how: Execution, changed: C
     from bitrank.execution.prefetch import prefetch
 
     specs = [job.spec for job in jobs]
-    slots = how.jobs or choose_slots(specs)
+    slots = how.jobs or min(choose_slots(specs), max(1, len(specs)))
     with prefetch(specs, slots):
         run_all(jobs, tracker, slots, changed)
 

@@ -145,7 +145,7 @@ def read_predictions(database: duckdb.DuckDBPyConnection, run_id: str) -> duckdb
     ).fetchall()
     if reasons:
         raise AnalysisError(
-            f"the predictions of run {run_id} cannot be read: {reasons[0][0]}; "
+            f"{PREDICTIONS} of run {run_id} cannot be read: {reasons[0][0]}; "
             "copy its artifacts here or run it again"
         )
     if not rows:

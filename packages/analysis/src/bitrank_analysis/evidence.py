@@ -180,7 +180,9 @@ def _ordered(frame: pd.DataFrame, column: str = "config", first_by: str = "") ->
 def _of_task(study: Study, runs: pd.DataFrame, query: str) -> pd.DataFrame:
     found = study.database.sql(query).df()
     named = found.merge(runs[["run_id", "config", "seed"]], on="run_id")
-    return with_place(named).drop(columns="run_id")
+    known = study.database.sql("SELECT run_id, matrix FROM ranks UNION SELECT run_id, matrix FROM plans").df()
+    matrices = known.loc[known["run_id"].isin(runs["run_id"]), "matrix"].unique()
+    return with_place(named, matrices).drop(columns="run_id")
 
 
 def _with_bits(plans: pd.DataFrame) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import pandas as pd
 
@@ -26,7 +27,8 @@ SHORT = {
 }
 # From the input of a block to its output.
 ORDER = ("q", "k", "v", "o", "gate", "up", "down")
-_LAYER = re.compile(r"^.*?\.(\d+)\.(.+)$")
+_LAYER = re.compile(r"^(.*?)\.(\d+)\.(.+)$")
+_CROSS = re.compile(r"cross_?att|encdecattention|encoder_attn", re.IGNORECASE)
 _BITS = re.compile(r"(\d+)")
 
 
@@ -35,7 +37,8 @@ def place(matrix: str) -> tuple[int | None, str]:
     found = _LAYER.match(matrix)
     if found is None:
         return None, matrix.rsplit(".", 1)[-1]
-    return int(found[1]), SHORT.get(found[2], found[2].rsplit(".", 1)[-1])
+    module = SHORT.get(found[3], found[3].rsplit(".", 1)[-1])
+    return int(found[2]), f"cross {module}" if _CROSS.search(found[3]) else module
 
 
 def nominal_bits(number_format: str) -> int:
@@ -51,11 +54,42 @@ def nominal_bits(number_format: str) -> int:
     return int(found[1])
 
 
-def with_place(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add the columns ``layer`` (NaN outside the blocks) and ``module``, derived from column ``matrix``."""
-    places = {name: place(name) for name in frame["matrix"].unique()}
-    layers = pd.to_numeric(frame["matrix"].map(lambda name: places[name][0]))
-    return frame.assign(layer=layers, module=frame["matrix"].map(lambda name: places[name][1]))
+def with_place(frame: pd.DataFrame, matrices: Iterable[str] = ()) -> pd.DataFrame:
+    """Add the columns ``layer`` (NaN outside the blocks) and ``module``, derived from column ``matrix``.
+
+    Layers are counted through the stacks of blocks: those of a decoder follow those of its encoder.
+    ``matrices`` names more matrices of the model, so that frames with parts of them count alike.
+    """
+    names = list(frame["matrix"].unique())
+    starts = _starts({*names, *matrices})
+    places = {name: place(name) for name in names}
+    layers = {
+        name: None if layer is None else layer + starts[_stack(name)] for name, (layer, _) in places.items()
+    }
+    return frame.assign(
+        layer=pd.to_numeric(frame["matrix"].map(layers.get)),
+        module=frame["matrix"].map(lambda name: places[name][1]),
+    )
+
+
+def _stack(matrix: str) -> str:
+    """The name of the list of blocks that ``matrix`` is in; "" outside the blocks."""
+    found = _LAYER.match(matrix)
+    return found[1] if found else ""
+
+
+def _starts(matrices: Iterable[str]) -> dict[str, int]:
+    """{stack: number of layers before its first one}; encoders come before decoders, else by name."""
+    depths: dict[str, int] = {}
+    for name in matrices:
+        layer, _ = place(name)
+        if layer is not None:
+            depths[_stack(name)] = max(layer + 1, depths.get(_stack(name), 0))
+    starts, layers = {}, 0
+    for stack in sorted(depths, key=lambda name: ("decoder" in name, name)):
+        starts[stack] = layers
+        layers += depths[stack]
+    return starts
 
 
 def module_order(modules: pd.Series) -> list[str]:

@@ -70,7 +70,7 @@ def read_planning(files: Sequence[Path]) -> Planning:
     absent = [
         row
         for (arm, budget, task), row in left_out.items()
-        if (f"{arm}-{budget.lstrip('=')}", task) not in rows
+        if (f"{arm}-{budget.lstrip('=')}" if budget else arm, task) not in rows
     ]
     return Planning(list(references), costs, absent)
 

@@ -60,6 +60,7 @@ _TAGS = (
     "finding",
 )
 _CELL = ["config", "task", "seed"]
+ABSENT = "ABSENT"  # status of a cell of the grid that was never run
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Study:
     ``runs``: one row per cell (config, task, seed) that has a finished run with a quality. Of several, it is
     the newest with the task's most frequent settings, else the newest. ``missing``: one row per cell of the
     full grid (every observed config × task × seed) without such a run, with MLflow's ``status`` (or
-    ``ABSENT``) and a ``reason`` that begins with failed, killed, diverged, running, finished or absent.
+    :data:`ABSENT`) and a ``reason`` that begins with failed, killed, diverged, running, finished or absent.
     ``notes``: sentences on excluded runs and results of older code. ``database`` is the open store.
     """
 
@@ -275,7 +276,7 @@ def _missing(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
         for config in sorted(set(rows["config"]))
         for seed in sorted(set(rows["seed"]))
     ]
-    absent = ("ABSENT", "absent: it was not run")
+    absent = (ABSENT, "absent: it was not run")
     return pd.DataFrame(
         [(*cell, *newest.get(cell, absent)) for cell in grid if cell not in done],
         columns=[*_CELL, "status", "reason"],

@@ -10,6 +10,7 @@ import pytest
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.paper import write_paper
 from bitrank_analysis.paper.planners import planners_sentences, planners_table, read_planners
+from studies import add_study
 
 MIB = 2**20
 
@@ -97,3 +98,24 @@ def test_folder_without_a_study_is_refused(tmp_path: Path) -> None:
 def test_two_studies_of_one_task_are_refused(tmp_path: Path) -> None:
     with pytest.raises(AnalysisError, match="articles is a task of two studies"):
         read_planners([study(tmp_path / "one"), study(tmp_path / "two")])
+
+
+def test_sentence_keeps_the_names_of_arms_with_hyphens(tmp_path: Path) -> None:
+    frames = dict(read_planners([study(tmp_path)]))
+    names = {"exact-": "Plan-Q4-", "uniform-": "B-Q4-"}
+    renamed = frames["articles"].replace({"config": names, "baseline": names}, regex=True)
+    (sentence,) = planners_sentences({"articles": renamed})
+    assert "Plan-Q4 is better than B-Q4 (+10.0)" in sentence
+
+
+def test_study_without_a_comparison_is_refused_before_the_folder_is_emptied(
+    maker: Any, tmp_path: Path
+) -> None:
+    add_study(maker, arms=("B-FP", "B-Q4"), tasks=("movies",))
+    frame = pd.read_csv(study(tmp_path / "study") / "articles.csv")
+    frame[frame["baseline"].isna()].to_csv(tmp_path / "study/articles.csv", index=False)
+    out = write_paper(str(tmp_path), tmp_path / "paper")
+    before = sorted(out.rglob("*"))
+    with pytest.raises(AnalysisError, match="an arm was compared at equal bytes"):
+        write_paper(str(tmp_path), out, planners=[tmp_path / "study"])
+    assert sorted(out.rglob("*")) == before

@@ -326,3 +326,32 @@ def test_other_files_than_those_of_a_study_are_refused(store: Path, text: str) -
     (store / "other.json").write_text(text)
     with pytest.raises(AnalysisError, match=r"other\.json.* planning\.json of"):
         planners_report(str(store), None, [store / "other.json"], store)
+
+
+def test_runs_of_the_study_that_failed_are_listed_and_the_seeds_of_each_arm_shown(
+    store: Path, maker: Any
+) -> None:
+    maker.run("greedy-4bits", seed=1, status="FAILED", tags={"finding": "loss is NaN"})
+    maker.run("not-planned", seed=1, status="FAILED")
+    text = planners_report(str(store), "bitrank-test", [store / "costs.json"], store)
+    (listed,) = [part for part in text.split("\n\n") if part.startswith("- greedy-4bits")]
+    assert listed == "- greedy-4bits, seed 1: diverged: loss is NaN"
+    assert "Without a result:" in text and "absent" not in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| greedy-4bits")]
+    assert row.split("|")[3].strip() == "1"
+
+
+def test_one_run_without_predictions_does_not_stop_the_report(store: Path, maker: Any) -> None:
+    run_id = maker.run("greedy-4bits", seed=1, metrics={"eval/acc": 0.5})
+    text = planners_report(str(store), "bitrank-test", [store / "costs.json"], store)
+    assert f"- greedy-4bits, seed 1: finished, but run {run_id} has no predictions.parquet" in text
+
+
+def test_axis_of_one_budget_holds_differences_without_intervals(store: Path) -> None:
+    study = load_study(open_store(str(store)), "bitrank-test")
+    frame = arms_table(study, "movies", REFERENCES[:1], planning_costs(store))
+    drawn = difference_bytes(frame.assign(low=math.nan, high=math.nan), "movies").chart.to_dict()
+    scales = [layer["encoding"]["x"].get("scale") for layer in drawn["layer"]]
+    (domain,) = [scale["domain"] for scale in scales if scale]
+    compared = frame.loc[frame["budget"].notna(), "difference"].dropna()
+    assert domain == pytest.approx([min(0.0, 100 * compared.min()), max(0.0, 100 * compared.max())])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import altair as alt
 import pandas as pd
 
@@ -74,7 +76,8 @@ def _one_row_per_arm(rows: pd.DataFrame, metric: str) -> tuple[LayeredChart, str
     ordered = rows.sort_values("difference", ascending=not higher, ignore_index=True)
     limit = _FAR * float(ordered["difference"].abs().quantile(0.9))
     near = ordered[ordered["difference"].abs() <= limit]
-    domain = [min(0.0, float(near["low"].min())), max(0.0, float(near["high"].max()))]
+    ends = near[["difference", "low", "high"]]  # few documents have no interval
+    domain = [min(0.0, float(ends.min().min())), max(0.0, float(ends.max().max()))]
     far = ordered[ordered["difference"].abs() > limit]
     far = far.assign(text=[phrasing.signed(value, 0) for value in far["difference"]])
     y = alt.Y("arm:N", sort=list(ordered["arm"]), title=None)
@@ -98,16 +101,25 @@ def _one_row_per_arm(rows: pd.DataFrame, metric: str) -> tuple[LayeredChart, str
 
 
 def _without_budget(pairs: pd.DataFrame, references: list[str]) -> list[str]:
-    """Names of arms without the budget at their end.
-
-    The references are one arm at several budgets, so the budgets are what they do not begin with alike. The
-    shortest reference may be the beginning of all: it then has no budget in its name.
-    """
-    parts = [name.split("-") for name in references]
-    shortest = min(map(len, parts))
-    shared = next((n for n in range(shortest) if len({part[n] for part in parts}) > 1), shortest)
-    ends = {name: "".join(f"-{word}" for word in name.split("-")[shared:]) for name in references}
+    """Names of arms without the budget at their end."""
+    ends = budget_endings(references)
     return [
         config.removesuffix(ends[baseline])
         for config, baseline in zip(pairs["config"], pairs["baseline"], strict=True)
     ]
+
+
+def budget_endings(references: Sequence[str]) -> dict[str, str]:
+    """{reference: the budget at the end of its name, such as ``-3.5bits``}.
+
+    The references are one arm at several budgets, so the budgets are what they do not begin with alike. The
+    shortest reference may be the beginning of all: it then has no budget in its name. The budget of a single
+    reference is known only if it is a number with a unit.
+    """
+    if len(references) == 1:
+        last = references[0].rpartition("-")[2]
+        return {references[0]: f"-{last}" if last[:1].isdigit() else ""}
+    parts = [name.split("-") for name in references]
+    shortest = min(map(len, parts))
+    shared = next((n for n in range(shortest) if len({part[n] for part in parts}) > 1), shortest)
+    return {name: "".join(f"-{word}" for word in name.split("-")[shared:]) for name in references}

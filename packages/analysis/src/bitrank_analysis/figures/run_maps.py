@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import vl_convert
@@ -36,17 +36,19 @@ def map_figures(name: str, formats: Mapping[str, str], ranks: Mapping[str, int])
     """
     bits = {matrix: nominal_bits(text) for matrix, text in formats.items()}
     found = [
-        _map(name, bits, "bits", "Bits of one stored weight"),
-        _map(name, ranks, "rank", "LoRA rank"),
+        _map(name, bits, [*formats, *ranks], "bits", "Bits of one stored weight"),
+        _map(name, ranks, [*formats, *ranks], "rank", "LoRA rank"),
     ]
     return [figure for figure in found if figure is not None]
 
 
-def _map(name: str, values: Mapping[str, int], column: str, title: str) -> Figure | None:
+def _map(
+    name: str, values: Mapping[str, int], matrices: Sequence[str], column: str, title: str
+) -> Figure | None:
     frame = pd.DataFrame({"matrix": list(values), column: list(values.values())})
     if frame.empty:
         return None
-    inside = with_place(frame).dropna(subset=["layer"])
+    inside = with_place(frame, matrices).dropna(subset=["layer"])
     if inside.empty:
         return None
     cells = inside.assign(config=name).groupby(["config", "layer", "module"], as_index=False)[column].mean()

@@ -25,6 +25,7 @@ from bitrank_analysis.paper.published import STUDIES_NOTE, published_table, read
 from bitrank_analysis.paper.rivals import read_rivals, rivals_sentences, rivals_table
 from bitrank_analysis.paper.selection import select
 from bitrank_analysis.paper.values import values
+from bitrank_analysis.readable import with_readable_runs
 from bitrank_analysis.store import open_store
 from bitrank_analysis.study import Study, load_study
 from bitrank_analysis.tables import tables
@@ -52,7 +53,7 @@ def write_paper(
     ``rivals`` is a folder with comparisons of allocations with those of other tools.
     Raises :class:`AnalysisError` if no config has finished, or a folder cannot be read or written.
     """
-    study = select(load_study(open_store(store_uri), experiment), configs)
+    study = select(with_readable_runs(load_study(open_store(store_uri), experiment)), configs)
     evidence = [gather(study, str(task)) for task in sorted(study.runs["task"].unique())]
     compared, findings, others = read_planners(planners), read_published(published), read_rivals(rivals)
     folder = Path(out_folder)

@@ -10,7 +10,7 @@ import pandas as pd
 from bitrank_analysis import phrasing
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.figures import pdf
-from bitrank_analysis.figures.difference_bytes import difference_bytes
+from bitrank_analysis.figures.difference_bytes import budget_endings, difference_bytes
 from bitrank_analysis.files import write_atomically
 from bitrank_analysis.paper.latex import tabular
 from bitrank_analysis.statistics.verdicts import ALIKE, AS_GOOD, BETTER, DIFFERS, UNRESOLVED, WORSE
@@ -23,21 +23,28 @@ _MIB = 2**20
 def read_planners(folders: Sequence[Path]) -> Frames:
     """The arms of each task of studies of planners, from the CSV files beside their ``report.md``.
 
-    Raises :class:`AnalysisError` for a folder without such a file, and for a task that two folders have.
+    Tasks without an arm that was compared at equal bytes are left out. Raises :class:`AnalysisError` for a
+    folder without any other, and for a task that two folders have.
     """
     found: dict[str, pd.DataFrame] = {}
     for folder in folders:
         tables = {path.stem: pd.read_csv(path) for path in sorted(folder.glob("*.csv"))}
-        tasks = {name: frame for name, frame in tables.items() if set(frame.columns) >= _NEEDED}
+        tasks = {name: frame for name, frame in tables.items() if _is_compared(frame)}
         if not tasks:
             raise AnalysisError(
                 f"expected the results of a study of planners in {folder} (report.md with a CSV file for "
-                "each task), found none; give the folder that `bitrank study` named"
+                "each task, in which an arm was compared at equal bytes), found none; give the folder that "
+                "`bitrank study` named"
             )
         if twice := found.keys() & tasks.keys():
             raise AnalysisError(f"{min(twice)} is a task of two studies; give one folder for each task")
         found |= tasks
     return found
+
+
+def _is_compared(frame: pd.DataFrame) -> bool:
+    """Whether ``frame`` is that of a study of planners, with a comparison at equal bytes."""
+    return set(frame.columns) >= _NEEDED and bool((frame["baseline"].notna() & frame["budget"].notna()).any())
 
 
 def planners_table(frames: Frames) -> str:
@@ -75,15 +82,16 @@ def planners_sentences(frames: Frames) -> list[str]:
     """One sentence for each task and budget: what the reference is better than, by how much, and what not."""
     found = []
     for task, frame in frames.items():
-        for reference in dict.fromkeys(frame["baseline"].dropna()):
+        endings = budget_endings(list(dict.fromkeys(frame["baseline"].dropna())))
+        for reference, ending in endings.items():
             rows = frame[(frame["baseline"] == reference) & frame["budget"].notna()]
             if len(rows):
-                found.append(_sentence(task, str(reference), rows, _metric(frame)))
+                found.append(_sentence(task, (reference, ending), rows, _metric(frame)))
     return found
 
 
-def _sentence(task: str, reference: str, rows: pd.DataFrame, metric: str) -> str:
-    ending = _ending([reference, *rows["config"]])
+def _sentence(task: str, ended: tuple[str, str], rows: pd.DataFrame, metric: str) -> str:
+    reference, ending = ended
     groups: dict[str, list[str]] = {}
     for _, row in rows.iterrows():
         words, signed = _WORDS[str(row["verdict"])]
@@ -105,12 +113,6 @@ _WORDS = {
     DIFFERS: ("differs on the examples of one seed from {}", True),
     ALIKE: ("is alike on the examples of one seed to {}", True),
 }
-
-
-def _ending(names: Sequence[str]) -> str:
-    """The budget at the end of every name, such as ``-3.5bits``; "" if they share none."""
-    ending = "-" + names[0].partition("-")[2]
-    return ending if all(name.endswith(ending) for name in names) else ""
 
 
 def draw_planners(frames: Frames, folder: Path) -> list[str]:

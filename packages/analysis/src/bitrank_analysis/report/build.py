@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-
-import pandas as pd
 
 from bitrank_analysis.budget_curves import BudgetCurve
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.evidence import Evidence, gather
 from bitrank_analysis.figures import Figure, budget_frontier, draw_all, save
 from bitrank_analysis.files import write_atomically
+from bitrank_analysis.readable import with_readable_runs
 from bitrank_analysis.report import facts
 from bitrank_analysis.report.model import Report, Section
 from bitrank_analysis.report.side_by_side import side_by_side
@@ -73,7 +71,7 @@ def collect(study: Study, ui_url: str = UI_URL, curves: Sequence[BudgetCurve] = 
         raise AnalysisError(
             f"expected a finished run in {study.experiment}, got none ({reasons}); run `make matrix` first"
         )
-    study = _without_damaged(study)
+    study = with_readable_runs(study)
     evidence = [gather(study, str(task)) for task in sorted(study.runs["task"].unique())]
     sections, refused = [], {}
     for task in evidence:
@@ -99,26 +97,6 @@ def _frontier(task: Evidence, curves: Sequence[BudgetCurve]) -> list[Figure]:
     """The frontier of budgets of ``task``; empty without a curve for the model of its runs."""
     fitting = [curve for curve in curves if curve.is_of(task.task, list(task.runs["model"]))]
     return [budget_frontier(task, fitting)] if fitting else []
-
-
-def _without_damaged(study: Study) -> Study:
-    """Move runs with unreadable predictions from ``runs`` to ``missing``, with the reason.
-
-    If all runs are affected the study is returned unchanged: the later error names the file.
-    """
-    query = "SELECT run_id, reason FROM unread WHERE file = 'predictions.parquet'"
-    reasons = dict(study.database.sql(query).fetchall())
-    is_damaged = study.runs["run_id"].isin(reasons)
-    if not is_damaged.any() or is_damaged.all():
-        return study
-    damaged = study.runs[is_damaged]
-    texts = [
-        f"finished, but its predictions.parquet cannot be read: {reasons[run_id]}"
-        for run_id in damaged["run_id"]
-    ]
-    rows = damaged[["config", "task", "seed"]].assign(status="FINISHED", reason=texts)
-    missing = pd.concat([study.missing, rows], ignore_index=True)
-    return replace(study, runs=study.runs[~is_damaged].reset_index(drop=True), missing=missing)
 
 
 def _empty_folder(folder: Path) -> None:

@@ -17,12 +17,13 @@ from bitrank_analysis.files import write_atomically
 from bitrank_analysis.metrics import metric_of
 from bitrank_analysis.planning_costs import Planning, read_planning
 from bitrank_analysis.published import Setting, findings_on_claims
+from bitrank_analysis.readable import with_readable_runs
 from bitrank_analysis.statistics import arms as quality_of_arms
 from bitrank_analysis.statistics.compare import compare
 from bitrank_analysis.statistics.examples import load_arms
 from bitrank_analysis.statistics.verdicts import BETTER, DIFFERS, WORSE
 from bitrank_analysis.store import open_store
-from bitrank_analysis.study import Study, load_study
+from bitrank_analysis.study import ABSENT, Study, load_study
 from bitrank_analysis.tables import Table, published
 
 _MIB = 2**20
@@ -37,7 +38,8 @@ def planners_report(store: str, experiment: str | None, costs: Sequence[Path], f
     :func:`load_study` and :func:`read_planning` do, and if the folder cannot be written.
     """
     planning = read_planning(costs)
-    study, others = _planned(load_study(open_store(store), experiment, planning.rates), planning)
+    loaded = with_readable_runs(load_study(open_store(store), experiment, planning.rates))
+    study, others = _planned(loaded, planning)
     text = "\n\n".join([f"# {study.experiment}", *study.notes, *others])
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,6 +82,7 @@ def _of_task(study: Study, task: str, planning: Planning, folder: Path) -> list[
     parts += _above_budget(frame)
     parts += _untrained(frame)
     parts += _left_out([row for row in planning.left_out if row["task"] == task])
+    parts += _without_result(study.missing[study.missing["task"] == task], planning)
     parts += [f"### {claims.caption}", claims.markdown()]
     if frame.loc[frame["budget"].notna(), "baseline"].notna().any():
         figure = difference_bytes(frame, task)
@@ -144,6 +147,7 @@ def _shown(frame: pd.DataFrame, references: Sequence[str]) -> Table:
         {
             "arm": row.config,
             "against": row.baseline if isinstance(row.baseline, str) else "–",
+            "seeds": f"{row.seeds}",
             "quality": f"{row.quality:.4g}",
             "untrained": f"{row.zero:.4g}",
             "bytes": f"{row.stored_bytes:,.0f}",
@@ -205,9 +209,20 @@ def _untrained(frame: pd.DataFrame) -> list[str]:
 
 
 def _left_out(rows: Sequence[dict[str, str]]) -> list[str]:
-    """The arms that have no run at a budget, with the reason."""
-    lines = [f"- {row['arm']} at {row['budget']}: {row['reason']}" for row in rows]
-    return ["Not run at a budget:", "\n".join(lines)] if lines else []
+    """The arms that have no run, with the reason."""
+    lines = [f"- {' at '.join(filter(None, (row['arm'], row['budget'])))}: {row['reason']}" for row in rows]
+    return ["Not run:", "\n".join(lines)] if lines else []
+
+
+def _without_result(missing: pd.DataFrame, planning: Planning) -> list[str]:
+    """The runs of the study's arms that were attempted and have no result, with the reason."""
+    planned = set(zip(planning.costs["config"], planning.costs["task"], strict=True))
+    lines = [
+        f"- {row.config}, seed {row.seed}: {row.reason}"
+        for row in missing.itertuples()
+        if (row.config, row.task) in planned and row.status != ABSENT
+    ]
+    return ["Without a result:", "\n".join(lines)] if lines else []
 
 
 def _difference(row: Any) -> str:
