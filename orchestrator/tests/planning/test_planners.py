@@ -9,6 +9,7 @@ from bitrank.planning.budget import Sizes, sizes_of
 from bitrank.planning.costs import Choices, make_problem
 from bitrank.planning.planners import PLANNERS, modelopt_like, plan_by
 from bitrank.planning.restrictions import TIES, present_groups
+from bitrank.planning.rules_of_thumb import HIGH, LOW, adapted
 from bitrank.sensitivity.tables import Tables
 from bitrank.spec.run_spec import RunSpec
 from bitrank_planner import Effort, PlanError, Problem, exact
@@ -63,3 +64,20 @@ def test_a_plan_has_the_name_of_its_planner(problem: Problem, tables: Tables, na
     except PlanError:  # the budget has no room for 8 bits everywhere
         plan = plan_by(name, replace(problem, budget=10**9), tables, Effort())
     assert plan.solver == name
+
+
+@pytest.mark.parametrize(
+    ("name", "of_low_rank"), [("low_rank_more_bits", HIGH), ("low_rank_fewer_bits", LOW)]
+)
+def test_formats_by_rank_go_with_the_ranks_of_the_plan(
+    problem: Problem, tables: Tables, name: str, of_low_rank: str
+) -> None:
+    plan = plan_by(name, replace(problem, budget=12 * problem.budget // 10), tables, Effort())
+    blocks = {item.name for item in adapted(problem)}
+    ranks = {name: plan.ranks.get(name, 0) for name in blocks}
+    lowest = min(ranks, key=ranks.__getitem__)
+    highest = max(ranks, key=ranks.__getitem__)
+    assert ranks[lowest] < ranks[highest]
+    assert plan.precision[lowest] == of_low_rank != plan.precision[highest]
+    outside = {fmt for matrix, fmt in plan.precision.items() if matrix not in blocks}
+    assert outside == {LOW}

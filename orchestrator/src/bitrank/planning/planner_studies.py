@@ -85,7 +85,7 @@ STUDIES: dict[str, PlannerStudy] = {
     "eight-bits": PlannerStudy(
         "which matrices get 8 bits",
         "exact",
-        ("exact", "edges_high", "attention_high_ffn_low", "ffn_high_attention_low"),
+        ("exact", "edges_high", "inner_high", "attention_high_ffn_low", "ffn_high_attention_low"),
         ("7bits",),
     ),
     "three-bits": PlannerStudy(

@@ -56,18 +56,28 @@ def by_rank_rule(name: str, problem: Problem, tables: Tables) -> Plan:
 
 
 def by_precision_rule(name: str, problem: Problem, tables: Tables) -> Plan:
-    """Assign formats by a heuristic (int8 and NF4), and the largest equal rank that the budget allows."""
-    items = adapted(problem)
+    """Assign formats by a heuristic (int8 and NF4), and the largest equal rank that the budget allows.
+
+    A heuristic that goes by rank has the ranks of ``gradient_probe``, in the mean as large as the budget
+    allows. It is about matrices with an adapter; the others, such as the embedding, are in NF4.
+    """
+    if PRECISION_HEURISTICS[name].needs == "ranks":
+        return _by_rank(name, problem, tables)
     options: dict[str, Any] = {"high": HIGH, "low": LOW}
-    needs = PRECISION_HEURISTICS[name].needs
-    if needs == "added_loss":
+    if PRECISION_HEURISTICS[name].needs == "added_loss":
         added = {i.name: tables.errors[i.name][THREE_BITS].output for i in problem.items}
         options = {"high": LOW, "low": THREE_BITS, "added_loss": added}
-    elif needs == "ranks":
-        importance = _MEASURED["importance"](items, tables)
-        options["ranks"] = RANK_HEURISTICS["gradient_probe"](items, float(FIXED_RANK), importance)
     precision = PRECISION_HEURISTICS[name](problem.items, **options)
-    return replace(at_budget(problem, precision, partial(RANK_HEURISTICS["uniform"], items)), solver=name)
+    uniform = partial(RANK_HEURISTICS["uniform"], adapted(problem))
+    return replace(at_budget(problem, precision, uniform), solver=name)
+
+
+def _by_rank(name: str, problem: Problem, tables: Tables) -> Plan:
+    items = adapted(problem)
+    ranks = partial(RANK_HEURISTICS["gradient_probe"], items, importance=_importance(items, tables))
+    precision = {item.name: LOW for item in problem.items}
+    precision |= PRECISION_HEURISTICS[name](items, high=HIGH, low=LOW, ranks=ranks(float(FIXED_RANK)))
+    return replace(at_budget(problem, precision, ranks), solver=name)
 
 
 def one_format(name: str, fmt: str, problem: Problem, _tables: Tables) -> Plan:

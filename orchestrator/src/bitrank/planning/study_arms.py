@@ -20,7 +20,8 @@ class StudyArm:
 
     Of the plans of several ``planners`` the one with the least loss after its short training is taken, and
     the seconds of all count. Adapters start by ``init``. ``adaptive``: AdaLoRA redistributes ranks around the
-    rank of a uniform plan and removes pruned ranks, so the final model has the same bytes. ``rank_rule``, a
+    rank of a uniform plan and removes pruned ranks; as many ranks are left, and the bytes differ by the
+    shapes of their matrices. ``rank_rule``, a
     name in :data:`~bitrank.spec.named_rank_rules.RANK_RULES`, assigns ranks by the rank of a uniform plan.
     ``draw`` is the number of a random plan. ``longer_by`` names an arm whose planning seconds are spent on
     more training steps. ``measures``: the seconds of the sensitivity measurement count for the arm. They do

@@ -23,6 +23,7 @@ def test_all_in_uses_one_format(decoder):
 def test_role_and_depth_rules_select_their_matrices(decoder):
     assert high_names("embeddings_and_head_high", decoder) == {"embed", "head"}
     assert high_names("edges_high", decoder) == {"0.q", "0.up", "3.q", "3.up"}
+    assert high_names("inner_high", decoder) == {"1.q", "1.up", "2.q", "2.up"}
     assert high_names("attention_high_ffn_low", decoder) == {f"{k}.q" for k in range(4)}
     assert high_names("ffn_high_attention_low", decoder) == {f"{k}.up" for k in range(4)}
 

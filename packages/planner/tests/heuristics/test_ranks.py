@@ -11,6 +11,7 @@ from bitrank_planner.heuristics.ranks import (
     ffn_first,
     gradient_probe,
     linear_decay,
+    linear_growth,
     parameter_norm,
     two_stage,
     uniform,
@@ -73,6 +74,7 @@ def test_uniform_gives_the_remainder_to_earlier_matrices(blocks):
 def test_linear_decay_equals_a_worked_example(blocks):
     attention = [m for m in blocks if m.role == "attention"]
     assert list(linear_decay(attention, 6).values()) == [9, 7, 5, 3]
+    assert list(linear_growth(attention, 6).values()) == [3, 5, 7, 9]
 
 
 def test_linear_decay_goes_by_the_depth_of_each_stack(stacks):

@@ -47,6 +47,16 @@ def edges_high(matrices: Sequence[Item], high: str, low: str) -> dict[str, str]:
     return _where(matrices, high, low, [matrix.name in edges for matrix in matrices])
 
 
+def inner_high(matrices: Sequence[Item], high: str, low: str) -> dict[str, str]:
+    """Use ``high`` for the layers between the first and the last of each stack: the edges get ``low``.
+
+    It is the opposite of :func:`edges_high` within the layers; matrices outside them also get ``low``.
+    """
+    edges = edges_high(matrices, high, low)
+    inner = [matrix.layer is not None and edges[matrix.name] == low for matrix in matrices]
+    return _where(matrices, high, low, inner)
+
+
 def attention_high_ffn_low(matrices: Sequence[Item], high: str, low: str) -> dict[str, str]:
     """Use ``high`` for attention and cross-attention matrices."""
     return _by_role(matrices, high, low, ATTENTION)
@@ -145,6 +155,7 @@ PRECISION_HEURISTICS: dict[str, Entry[dict[str, str]]] = {
     "all_in": Entry(all_in),
     "embeddings_and_head_high": Entry(embeddings_and_head_high),
     "edges_high": Entry(edges_high),
+    "inner_high": Entry(inner_high),
     "attention_high_ffn_low": Entry(attention_high_ffn_low),
     "ffn_high_attention_low": Entry(ffn_high_attention_low),
     "low_rank_more_bits": Entry(low_rank_more_bits, needs="ranks"),

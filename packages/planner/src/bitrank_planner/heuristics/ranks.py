@@ -34,15 +34,23 @@ def linear_decay(matrices: Sequence[Item], mean: float) -> dict[str, int]:
 
     Matrices outside the layers have weight 1, and so have those of a stack with one layer.
     """
+    return _by_depth(matrices, mean, SLOPE)
+
+
+def linear_growth(matrices: Sequence[Item], mean: float) -> dict[str, int]:
+    """Increase ranks linearly with depth: the opposite of :func:`linear_decay`."""
+    return _by_depth(matrices, mean, -SLOPE)
+
+
+def _by_depth(matrices: Sequence[Item], mean: float, slope: float) -> dict[str, int]:
     places = places_of(matrices)
     most = max((layers for _, layers in places.values()), default=0)
     if most < 2:
         raise PlanError(
-            f"linear_decay goes by depth: expected matrices in two layers or more, got {most}; use "
-            "another rule"
+            f"the rule goes by depth: expected matrices in two layers or more, got {most}; use another rule"
         )
     weights = {
-        name: 1 + SLOPE - 2 * SLOPE * place / (layers - 1)
+        name: 1 + slope - 2 * slope * place / (layers - 1)
         for name, (place, layers) in places.items()
         if layers > 1
     }
@@ -151,6 +159,7 @@ def _focused(matrices: Sequence[Item], mean: float, roles: tuple[str, ...]) -> d
 RANK_HEURISTICS: dict[str, Entry[dict[str, int]]] = {
     "uniform": Entry(uniform),
     "linear_decay": Entry(linear_decay),
+    "linear_growth": Entry(linear_growth),
     "attention_first": Entry(attention_first),
     "ffn_first": Entry(ffn_first),
     "gradient_probe": Entry(gradient_probe, needs="importance"),
