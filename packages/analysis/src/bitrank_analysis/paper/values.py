@@ -33,6 +33,9 @@ _COSTS: dict[str, Callable[[float], str]] = {
     "rank": phrasing.whole,
     "seconds": phrasing.whole,
     "plan_s": phrasing.whole,
+    "kept": lambda value: f"{value:.1f}",
+    "kept_low": lambda value: f"{value:.1f}",
+    "kept_high": lambda value: f"{value:.1f}",
 }
 
 
@@ -181,7 +184,7 @@ def _arms(task: Evidence) -> dict[str, str]:
             for key in ("quality", "low", "high", "zero")
             if _known(row[key])
         }
-        found |= {f"{name}/{key}": write(row[key]) for key, write in _COSTS.items() if _known(row[key])}
+        found |= {f"{name}/{key}": write(row[key]) for key, write in _COSTS.items() if _known(row.get(key))}
         if _known(row["plan_s"]) and _known(row["seconds"]):
             found[f"{name}/plan_share"] = f"{100 * row['plan_s'] / row['seconds']:.0f}"
         if row["config"] in task.planned and (best := best_other(task, row["config"])):
