@@ -12,6 +12,7 @@ from bitrank_analysis.figures.coinciding import drawn_once, labels_of
 from bitrank_analysis.figures.theme import COLUMN, Figure, colour
 from bitrank_analysis.matrix_names import module_order
 
+_LETTER = 7  # pixels of a letter of a label
 _KEYS = ["config", "seed", "matrix", "layer", "module"]
 
 
@@ -83,9 +84,10 @@ def heat_map(cells: pd.DataFrame, value: str, arms: list[str], legend: str = "")
     modules, layers = module_order(cells["module"]), cells["layer"].nunique()
     height, size = (15, 9) if layers > 16 else (22, 11)
     width = max(16, min(34, 540 // (len(arms) * len(modules))))
+    fits = width >= 30 and all(_LETTER * len(module) <= width for module in modules)
     middle = 0.55 * cells[value].max()
     base = alt.Chart(cells.assign(layer=cells["layer"].astype(int))).encode(
-        x=alt.X("module:N", sort=modules, title=None, axis=alt.Axis(labelAngle=-60 if width < 30 else 0)),
+        x=alt.X("module:N", sort=modules, title=None, axis=alt.Axis(labelAngle=0 if fits else -60)),
         y=alt.Y("layer:O", title="Layer"),
     )
     ramp = (
