@@ -146,3 +146,14 @@ def test_the_python_interface_refuses_rules_that_need_a_run() -> None:
         with pytest.raises(UserError, match=f"{rule['name']} changes or converts .*; train it with"):
             bitrank.attach(model, {"ranks": {}, "rank_rule": rule})
     assert stored_bytes(model).total == size
+
+
+def test_a_plan_that_leaves_an_adapted_matrix_whole_is_refused_with_a_split_start(tmp_path: Path) -> None:
+    from bitrank.run.plan_check import check_plans
+
+    names = [f"model.layers.1.mlp.{part}_proj" for part in ("up", "down")]
+    plan = tmp_path / "mine.json"
+    plan.write_text(json.dumps({"precision": {names[0]: "nf4-dq"}, "ranks": dict.fromkeys(names, 2)}))
+    check_plans([spec_of(plan=str(plan))])
+    with pytest.raises(UserError, match=f"init=pissa .* {names[1]} stays in 16 bits; give"):
+        check_plans([spec_of(plan=str(plan), init="pissa")])

@@ -40,6 +40,7 @@ ONE_SCALE = [
     for name, arm in CONFIGS.items()
     if isinstance(arm, Config) and isinstance(arm.rank, LearnedScaleRank)
 ]
+IN_16_BITS = ("B-FP", "B-Ada")
 PLANNED = [name for name, arm in CONFIGS.items() if isinstance(arm, PlannedArm)]
 
 
@@ -49,6 +50,7 @@ def is_refused(arm: str, init: str, backend: str) -> bool:
         (arm in PRUNING and init in ("pissa", "corda", "lora-ga", "eva", "gora"))
         or (arm in ONE_SCALE and init != "default")
         or (arm in OWN_FORMATS and (init != "default" or backend != "auto"))
+        or (init in ("pissa", "corda", "lora-ga") and (arm in IN_16_BITS or backend == "none"))
         or (arm in PLANNED and init not in ("default", "lq-lora"))
     )
 
@@ -85,7 +87,7 @@ def start_of(init: str, ranks: dict[str, int], blocks) -> object:
     """The initialization ``init`` for the matrices ``blocks``."""
     if init in STARTS_FROM_DATA:
         return STARTS_FROM_DATA[init](ranks, {m.name: m.shape for m in blocks})
-    return choose_init(make_spec(PROFILES["smoke"], "B-FP", "toy_articles", {"init": init}), ranks)
+    return choose_init(make_spec(PROFILES["smoke"], "B-Q4", "toy_articles", {"init": init}), ranks)
 
 
 ONE_OF_EACH_RULE = {str(arm.rank): n for n, arm in CONFIGS.items() if isinstance(arm, Config)}

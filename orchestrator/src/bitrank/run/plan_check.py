@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bitrank_adapters import check_ranks
-from bitrank_quant import block_matrices, parse_format, weight_matrices
+from bitrank_quant import Float, block_matrices, parse_format, weight_matrices
 
+from bitrank.errors import UserError
 from bitrank.models.locate import locate
 from bitrank.models.meta_model import find_new_modules, meta_model
 from bitrank.process.compute import Compute
 from bitrank.run.data import tokenised
 from bitrank.run.plans import check_names
 from bitrank.spec.configs import find_config
+from bitrank.spec.inits import INITS
+from bitrank.spec.rule_interface import Formats, Ranks
 from bitrank.spec.run_spec import RunSpec
 
 
@@ -39,3 +42,15 @@ def _check_plan(spec: RunSpec) -> None:
     shapes = {matrix.name: matrix.shape for matrix in blocks}
     check_ranks(ranks, shapes, sorted(trained), others_train=config.rank.trains_scales)
     config.rank.check_formats(formats, ranks)
+    if INITS[spec.init].splits:
+        _check_quantized(formats, ranks, spec.init)
+
+
+def _check_quantized(formats: Formats, ranks: Ranks, init: str) -> None:
+    """Raise :class:`UserError` if an adapted matrix stays in 16 bits: ``init`` takes a part out of each."""
+    for name, rank in ranks.items():
+        if rank and isinstance(parse_format(formats[name]), Float):
+            raise UserError(
+                f"init={init} starts adapters as parts of matrices whose rest is quantized, and {name} stays "
+                "in 16 bits; give the matrix a format of fewer bits or rank 0, or give init=default"
+            )

@@ -16,6 +16,7 @@ from bitrank.spec.inits import INITS, PLANNED_INITS
 from bitrank.spec.inputs import data_digest, located, model_digest
 from bitrank.spec.plan_file import valid_plan
 from bitrank.spec.profiles import Profile
+from bitrank.spec.rules import SIXTEEN, Sixteen
 from bitrank.spec.run_spec import DIGESTS, FILE_OPTIONS, TUNED, RunSpec
 
 # `--set key=value` cannot set these fields: they have their own options, or follow from other fields.
@@ -107,6 +108,13 @@ def _check_combination(name: str, arm: Arm, chosen: Mapping[str, Any]) -> None:
     if reason is not None:
         raise UserError(f"{name} does not combine with init={chosen['init']}: {reason}")
     override = OVERRIDES.get(chosen.get("quant_backend", "auto"))
+    stays_whole = isinstance(arm.precision, Sixteen) or (override is not None and override.format == SIXTEEN)
+    if init is not None and init.splits and stays_whole:
+        raise UserError(
+            f"{name} does not combine with init={chosen['init']}: its matrices stay in 16 bits here, and "
+            "this start is a part of a matrix whose rest is quantized; give init=default, or an arm and a "
+            "quant_backend with fewer bits"
+        )
     if arm.rank.own_formats and override is not None and override.format is not None:
         raise UserError(
             f"{name} does not combine with quant_backend={chosen['quant_backend']}, which replaces formats "
