@@ -90,3 +90,5 @@ def test_a_config_alone_gives_a_curve(capsys: Any, tmp_path: Path) -> None:
     assert data["sensitivities"] == "prior" and data["base_loss"] is None
     small, large = data["points"]
     assert small["bytes"] < large["bytes"] and small["predicted_added_loss"] > large["predicted_added_loss"]
+    assert main(["plan", *model, "--budgets", "9bits", "--ranks", "0", "--json"]) != 0
+    assert "nothing would be trained" in "".join(capsys.readouterr())

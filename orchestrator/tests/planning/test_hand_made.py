@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from bitrank.planning.budget import Sizes, sizes_of
@@ -94,3 +96,24 @@ def test_pinned_matrices_keep_their_format_and_rank(tables: Tables, sizes: Sizes
     plan = hand_made(problem.pinned({table: ("int4-g64-dq", None), block: ("int3-g64-dq", 2)}), tables)
     assert plan.precision[table] == "int4-g64-dq"
     assert (plan.precision[block], plan.ranks[block]) == ("int3-g64-dq", 2)
+
+
+def test_a_runtime_without_int8_gets_its_own_format_of_8_bits(tables: Tables, sizes: Sizes) -> None:
+    formats = ("int4-g64-dq", "int6-g64", "int8-g64")
+    measured = replace(tables, errors={name: _with(by_format) for name, by_format in tables.errors.items()})
+    problem = make_problem(measured, sizes, 10**9, Choices(formats=formats, ranks=(8,)))
+    low = problem.find(*_one(problem, "int4-g64-dq", "int8-g64"), "hand-made")
+    plan = hand_made(replace(problem, budget=low.nbytes), measured)
+    assert {plan.precision[m.name] for m in tables.matrices if m.role == "embedding"} == {"int8-g64"}
+
+
+def _with(by_format: dict[str, Any]) -> dict[str, Any]:
+    """The errors of formats that were measured, for two that were not."""
+    return {**by_format, "int6-g64": by_format["int6-g64-dq"], "int8-g64": by_format["int8"]}
+
+
+def _one(problem: Problem, blocks: str, embeddings: str) -> tuple[dict[str, str], dict[str, int]]:
+    """The formats of a plan with one for blocks and one for the others, and rank 8."""
+    precision = {item.name: embeddings if item.layer is None else blocks for item in problem.items}
+    ranks = {item.name: max(option.rank for option in item.options) for item in problem.items}
+    return precision, ranks

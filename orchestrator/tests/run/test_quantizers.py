@@ -13,7 +13,7 @@ from bitrank.errors import UserError
 from bitrank.models.load import open_model
 from bitrank.process.compute import Compute
 from bitrank.run.build import build_model
-from bitrank.run.quantizers import encoder
+from bitrank.run.quantizers import encoder, encoder_of
 from bitrank.run.record import Record
 from bitrank.sensitivity.input_moments import StoredMoments, gather, moments_place
 from bitrank.spec.configs import config_of_plan
@@ -21,6 +21,7 @@ from bitrank.spec.make_spec import make_spec
 from bitrank.spec.plan_file import check_plan_data
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import RunSpec
+from bitrank.spec.tiny_models import TINY
 from bitrank_quant import (
     QuantError,
     block_matrices,
@@ -181,3 +182,14 @@ def test_apply_with_inputs_reduces_the_output_error_of_a_layer() -> None:
 def test_error_of_apply_without_inputs_names_the_need_of_the_quantizer() -> None:
     with pytest.raises(UserError, match=r"gptq reduces errors at the inputs .* give inputs="):
         bitrank.apply(llama(), {"precision": {}, "quantizer": "gptq"})
+
+
+def test_a_quantizer_that_fails_names_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = TINY["tiny-llama"]()
+    batch = {"input_ids": torch.tensor([[1, 2, 3]])}
+    encode = encoder_of(model, "gptq", [batch])
+    name = block_matrices(model)[0].name
+    monkeypatch.setattr("bitrank_quant.quantizers.gptq._TRIES", 0)
+    assert encode is not None
+    with pytest.raises(QuantError, match=rf"{name}: the second moments .* cannot be factorized"):
+        encode(name, model.get_submodule(name).weight, parse_format("int4-g64"))

@@ -10,7 +10,7 @@ from bitrank_planner import Plan, PlanError
 from bitrank_trainer import pin_threads
 
 from bitrank.errors import UserError
-from bitrank.planning.budget import Sizes, parse_budget, sizes_of
+from bitrank.planning.budget import NOTHING_TRAINS, Sizes, parse_budget, sizes_of
 from bitrank.planning.from_config import plan_from_config, sizes_from_config
 from bitrank.planning.make_plan import PlanRequest, check_planner, plan_from_tables
 from bitrank.planning.restrictions import ties_for
@@ -80,7 +80,10 @@ def outlined_curve(spec: RunSpec, request: PlanRequest, budgets: Sequence[str]) 
     nbytes = {text: parse_budget(text, sizes) for text in budgets}
 
     def solve(budget: str) -> Plan:
-        return plan_from_config(spec, replace(request, budget=budget))[0]
+        plan = plan_from_config(spec, replace(request, budget=budget))[0]
+        if not plan.ranks:
+            raise UserError(NOTHING_TRAINS)
+        return plan
 
     return Curve(trace(nbytes, solve), sizes, None)
 

@@ -12,24 +12,25 @@ from bitrank.planning.prior import SENSITIVE
 from bitrank.sensitivity.tables import Tables
 from bitrank.spec.stacks import last_blocks
 
-TABLES = "int8"  # format of embeddings and heads, if it leaves the blocks at least FINE bits
+TABLE_BITS = 8  # bits of embeddings and heads, if they leave the blocks at least FINE bits
 FINE = 4
 RANK = 8
 
 
 def hand_made(problem: Problem, tables: Tables) -> Plan:
-    """Return the plan with int8 for embeddings and heads, the largest format that fits for all blocks, and
+    """Return the plan with 8 bits for embeddings and heads, the largest format that fits for all blocks, and
     rank 8; what is left of the budget raises blocks to the next larger format.
 
     Values, attention outputs and down projections are raised first, then the others, both from the first and
-    last block inwards. Embeddings and heads get that larger format in place of int8 if blocks would have less
-    than 4 bits otherwise. A matrix with a single format, such as a pinned one, keeps it; where rank 8 is not
-    offered, the next smaller rank is taken, else the smallest. Raises :class:`~bitrank_planner.PlanError` if
-    int8 or a second format is not offered, or no pair fits.
+    last block inwards. Embeddings and heads get that larger format in place of 8 bits if blocks would have
+    less than 4 bits otherwise, and where no format of 8 bits is offered. A matrix with a single format, such
+    as a pinned one, keeps it; where rank 8 is not offered, the next smaller rank is taken, else the smallest.
+    Raises :class:`~bitrank_planner.PlanError` if no second format is offered, or no pair fits.
     """
     pairs = list(reversed(list(pairwise(_ladder(problem.items)))))
     fine = [pair for pair in pairs if parse_format(pair[0]).bits >= FINE]
-    for embeddings, offered in ((TABLES, fine), (None, pairs)):
+    eight = _eight_bits(problem.items)
+    for embeddings, offered in ((eight, fine if eight else []), (None, pairs)):
         for low, high in offered:
             plan = _plan(problem, low, embeddings or high)
             if problem.fits(plan):
@@ -57,6 +58,16 @@ def _raised(problem: Problem, plan: Plan, low: str, high: str) -> Plan:
         if problem.fits(more):
             plan = more
     return plan
+
+
+def _eight_bits(items: Sequence[Item]) -> str | None:
+    """Return the first format of 8 bits that every embedding and head can choose; None without one."""
+    outside = [item for item in _free(items) if item.role in ("embedding", "head")]
+    common = [option.format for item in outside[:1] for option in item.options]
+    for item in outside[1:]:
+        offered = {option.format for option in item.options}
+        common = [text for text in common if text in offered]
+    return next((text for text in common if parse_format(text).bits == TABLE_BITS), None)
 
 
 def _ladder(items: Sequence[Item]) -> list[str]:

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bitrank_data import build_once, cache_dir
-from bitrank_planner import Plan, Problem, exact
+from bitrank_planner import Effort, Plan, Problem, exact
 from bitrank_quant.sensitivity import Divergence
 
 from bitrank.planning.plan_divergence import PlanDivergence, PlanEvaluator, kind_of
@@ -35,6 +35,7 @@ from bitrank.sensitivity.tables import Tables
 from bitrank.spec.provenance import code_hash
 from bitrank.spec.run_spec import RunSpec
 
+_EFFORT = Effort()
 ROUNDS = 2
 # Limits a kind's factor to this multiple of the factor of all matrices together, and to its inverse. Larger
 # deviations are noise.
@@ -59,17 +60,21 @@ def calibrate_costs(
     spec: RunSpec,
     repairs: bool,
     on_progress: Callable[[str], None] = lambda _: None,
+    effort: Effort = _EFFORT,
 ) -> tuple[Problem, float]:
     """Return one of ``problems`` with costs scaled by the factors of their kinds, and the seconds taken.
 
     ``problems`` differ only in their costs; see the module's description for the choice. Factors are scaled
     so that the plan's predicted cost is its divergence on the held-out sequences. An earlier result is read
-    from the cache. ``repairs`` is True if adapters start from the quantization error. Raises
+    from the cache. ``repairs`` is True if adapters start from the quantization error. ``effort`` limits each
+    solution of a problem. Raises
     :class:`~bitrank_planner.PlanError` if no plan fits.
     """
     model = tables_place(spec).name
     code = code_hash("bitrank.planning.interactions")
-    key = hashlib.sha256(f"{code} {problems!r} {repairs} {spec.quantizer}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        f"{code} {problems!r} {repairs} {spec.quantizer} {effort.seconds}".encode()
+    ).hexdigest()[:16]
 
     def build(folder: Path) -> None:
         started = time.monotonic()
@@ -78,7 +83,7 @@ def calibrate_costs(
             found = [
                 candidate
                 for basis, problem in enumerate(problems)
-                for candidate in find_candidates(problem, evaluator, basis, on_progress)
+                for candidate in find_candidates(problem, evaluator, basis, on_progress, effort=effort)
             ]
             chosen, divergence = choose(found, evaluator.held_out, on_progress)
         factors = _to_divergence(problems[chosen.basis], chosen, divergence)
@@ -147,6 +152,7 @@ def find_candidates(
     basis: int = 0,
     on_progress: Callable[[str], None] = lambda _: None,
     rounds: int = ROUNDS,
+    effort: Effort = _EFFORT,
 ) -> list[Candidate]:
     """Return the exact plan of the costs as they are, and of ``rounds`` rounds of factors, each measured with
     the plan before it in the model.
@@ -154,7 +160,7 @@ def find_candidates(
     factors: Factors = {kind_of(item.name): 1.0 for item in problem.items}
     found: list[Candidate] = []
     for number in range(rounds + 1):
-        found.append(Candidate(basis, factors, exact(scaled(problem, factors))))
+        found.append(Candidate(basis, factors, exact(scaled(problem, factors), effort)))
         if number == rounds:
             break
         added = evaluator.added(found[-1].plan)

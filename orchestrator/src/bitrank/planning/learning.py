@@ -29,6 +29,7 @@ from bitrank.spec.provenance import code_hash
 from bitrank.spec.run_spec import RunSpec
 
 _VALUES = "values.json"
+_EFFORT = Effort()
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ def add_learning(
     spec: RunSpec,
     repairs: bool,
     on_progress: Callable[[str], None] = lambda _: None,
+    effort: Effort = _EFFORT,
 ) -> tuple[Problem, float]:
     """Return ``problem`` with the costs of what a limited rank does not learn, and the seconds of the probe.
 
@@ -52,7 +54,7 @@ def add_learning(
     quantization error. Raises :class:`UserError` if the probe diverges.
     """
     started = time.monotonic()
-    first = exact(problem, Effort())
+    first = exact(problem, effort)
     solving = time.monotonic() - started
     on_progress(f"probe: {probe.STEPS} steps at rank {probe.RANK}")
     learned = probe_once(spec, tables, first.precision, repairs)

@@ -105,7 +105,7 @@ def plan_from_tables(
     """Build the problem from measured ``tables`` and solve it; raises the errors of :func:`make_plan`."""
     budget = parse_budget(request.budget, sizes)
     problem, calibrating = _problem(tables, sizes, budget, request), 0.0
-    bases = [problem]
+    bases, effort = [problem], Effort(request.seconds)
     if by_cost(request.planner):
         bases.append(_problem(by_fisher(tables), sizes, budget, request))
         problem, calibrating = calibrate_costs(
@@ -114,14 +114,15 @@ def plan_from_tables(
             spec,
             request.choices.repairs,
             on_progress,
+            effort,
         )
         if learning_cost(request.learning).trains:
             repairs = request.choices.repairs
-            problem, probing = add_learning(problem, tables, spec, repairs, on_progress)
+            problem, probing = add_learning(problem, tables, spec, repairs, on_progress, effort)
             calibrating += probing
     started = time.monotonic()
     if request.planner in PLANNERS:
-        plan = plan_by(request.planner, problem, tables, Effort(request.seconds), request.draw)
+        plan = plan_by(request.planner, problem, tables, effort, request.draw)
         _check_trainable(plan, sizes)
         return PlanResult(plan, problem, sizes, tables, calibrating + time.monotonic() - started)
     limits = SearchLimits(request.planner, request.evaluations, request.steps, request.choices.repairs)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from bitrank_quant import Format, InputMoments, find_quantizer, quantize, weight_matrices
+from bitrank_quant import Format, InputMoments, QuantError, find_quantizer, quantize, weight_matrices
 from bitrank_quant.sensitivity import input_moments
 from torch import Tensor, nn
 
@@ -33,7 +33,7 @@ def encoder(spec: RunSpec) -> Encode | None:
 
     def encode(name: str, weight_OI: Tensor, fmt: Format) -> dict[str, Tensor]:
         moments = None if stored is None else stored.of(name, weight_OI.shape[1])
-        return quantize(weight_OI, fmt, spec.quantizer, moments)
+        return _quantized(name, weight_OI, fmt, spec.quantizer, moments)
 
     return encode
 
@@ -60,9 +60,19 @@ def encoder_of(model: nn.Module, quantizer: str, batches: Sequence[Mapping[str, 
     def encode(name: str, weight_OI: Tensor, fmt: Format) -> dict[str, Tensor]:
         if name not in moments:
             raise UserError(f"no input of {name} is known: no batch of inputs reaches it")
-        return quantize(weight_OI, fmt, quantizer, InputMoments(moments[name]))
+        return _quantized(name, weight_OI, fmt, quantizer, InputMoments(moments[name]))
 
     return encode
+
+
+def _quantized(
+    name: str, weight_OI: Tensor, fmt: Format, quantizer: str, moments: InputMoments | None
+) -> dict[str, Tensor]:
+    """The stored tensors of the matrix ``name``, which errors name."""
+    try:
+        return quantize(weight_OI, fmt, quantizer, moments)
+    except QuantError as error:
+        raise QuantError(f"{name}: {error}") from None
 
 
 def _real_positions(batch: Mapping[str, Any]) -> list[Tensor]:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from bitrank_quant.backends.reference import QuantWeight
+from bitrank_quant.errors import QuantError
 from bitrank_quant.formats.base import Format
 from bitrank_quant.formats.float import Float
 from bitrank_quant.matrices import WeightMatrix
@@ -74,9 +75,12 @@ def measure_sensitivities(
 
     def on_matrix(name: str, moments: Moments, sample: LayerSample | LookupSample) -> None:
         module, matrix = replay.model.get_submodule(name), by_name[name]
-        made = side_by_side(
-            lambda fmt: _errors(matrix, module, fmt, quantizer, moments, sample), formats, workers
-        )
+        try:
+            made = side_by_side(
+                lambda fmt: _errors(matrix, module, fmt, quantizer, moments, sample), formats, workers
+            )
+        except QuantError as error:
+            raise QuantError(f"{name}: {error}") from None
         errors[name] = dict(zip(map(str, formats), made, strict=True))
 
     moments = measure_moments(replay, matrices, on_progress, on_matrix)
