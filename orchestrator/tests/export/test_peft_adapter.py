@@ -14,7 +14,7 @@ import transformers
 from bitrank.cli.main import main
 from bitrank.export.audit import Audit
 from bitrank.export.finished_run import find_run
-from bitrank.export.peft_adapter import _readme
+from bitrank.export.peft_adapter import _loading, _readme
 from bitrank.export.rebuild import rebuild
 from bitrank.spec.task_kinds import TASK_KINDS
 from peft import AutoPeftModelForCausalLM
@@ -40,11 +40,23 @@ def test_peft_loads_the_adapter_and_computes_what_the_audit_reports(tmp_path: Pa
     assert "AutoPeftModelForCausalLM.from_pretrained" in card
 
 
+def test_model_card_names_the_classes_and_uses_no_class_of_a_task_without_one() -> None:
+    auto_model = "AutoModelForSequenceClassification"
+    options = {"revision": "abc", "num_labels": 3}
+    assert _loading("base", auto_model, True, options)[-1] == (
+        'model = AutoPeftModelForSequenceClassification.from_pretrained(".", num_labels=3)'
+    )
+    *_, base, model = _loading("base", auto_model, False, options)
+    assert base == f"base = {auto_model}.from_pretrained(\"base\", revision='abc', num_labels=3)"
+    assert model == 'model = PeftModel.from_pretrained(base, ".")'
+
+
+@pytest.mark.parametrize("has_task", [True, False])
 @pytest.mark.parametrize("kind", TASK_KINDS)
-def test_model_card_loads_the_adapter_with_classes_that_exist_for_its_kind(kind: str) -> None:
+def test_model_card_loads_the_adapter_with_classes_that_exist_for_its_kind(kind: str, has_task: bool) -> None:
     audit = Audit("peft", {"loss": 1.0}, {"loss": 1.0}, {}, planned_bytes=0, weight_bytes=0)
     auto_model = TASK_KINDS[kind].auto_model
-    card = _readme("base", auto_model, audit)
+    card = _readme("base", _loading("base", auto_model, has_task, {}), audit)
     imported = re.search(r"from peft import (\w+)", card)
     assert imported
     if imported[1] == "PeftModel":

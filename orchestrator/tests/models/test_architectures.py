@@ -16,7 +16,7 @@ from bitrank.run.plans import make_plans
 from bitrank.spec.configs import find_config
 from bitrank.spec.run_spec import RunSpec
 from small_models import write
-from transformers import GPT2Config
+from transformers import BartConfig, GPT2Config
 
 CASES = {
     "t5": ("language-modelling", "is an encoder-decoder .t5. and cannot do language modelling"),
@@ -131,3 +131,9 @@ def test_dropout_is_set_where_a_configuration_has_whole_numbers_and_parts() -> N
     assert rates == [0.1] * 4
     _set_dropout(config, None)
     assert config.attn_pdrop == 0.1
+
+
+def test_whole_layers_are_not_dropped_either() -> None:
+    config = BartConfig(encoder_layerdrop=0.05, decoder_layerdrop=0.05)
+    _set_dropout(config, 0.0)
+    assert config.encoder_layerdrop == config.decoder_layerdrop == 0.0

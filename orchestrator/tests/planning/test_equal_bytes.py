@@ -214,3 +214,16 @@ def test_study_of_systems_has_every_config_and_no_control(sizes: Sizes) -> None:
     assert {name for name, arm in STUDY_ARMS.items() if arm.control}.isdisjoint(SYSTEM_ARMS)
     study = replace(find_study("systems", quick=True), arms=("B-Q4", "B-FP", "Cross-8", "adalora"))
     assert _not_fitting(study, sizes) == 2
+
+
+def test_pooled_adapters_get_groups_that_divide_the_inputs_of_every_matrix(sizes: Sizes) -> None:
+    odd = [replace(m, shape=(m.shape[0], 96)) if m.adaptable else m for m in sizes.outline.matrices]
+    wide = replace(sizes, outline=replace(sizes.outline, matrices=odd))
+    fitted = fit_arm(find_config("QA-LoRA-Q4"), wide, 10**9)
+    groups = {parse_format(fitted.precision[m.name]).block for m in odd if m.adaptable}
+    assert all(96 % group == 0 for group in groups)
+    narrow = [replace(m, shape=(m.shape[0], 40)) if m.adaptable else m for m in sizes.outline.matrices]
+    with pytest.raises(UserError, match="does not fit"):
+        fit_arm(
+            find_config("QA-LoRA-Q4"), replace(sizes, outline=replace(sizes.outline, matrices=narrow)), 10**9
+        )

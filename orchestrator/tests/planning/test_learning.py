@@ -112,11 +112,17 @@ def test_an_unknown_name_is_rejected(spec: RunSpec) -> None:
         make_plan(spec, PlanRequest("=B-Q4", learning="guess"))
 
 
-def test_a_plan_depends_on_the_training_settings_only_with_a_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_depends_on_the_training_settings_only_if_it_trains(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from bitrank.spec import configs
 
-    for name, is_kept in (("none", False), ("probe", True)):
-        monkeypatch.setitem(configs.CONFIGS, "Plan-Q4", PlannedArm("exact", "=B-Q4", learning=name))
+    for planner, name, is_kept in (
+        ("exact", "none", False),
+        ("exact", "probe", True),
+        ("race", "none", True),
+    ):
+        monkeypatch.setitem(configs.CONFIGS, "Plan-Q4", PlannedArm(planner, "=B-Q4", learning=name))
         settings = {"learning_rate": 0.02}
         spec = make_spec(find_profile("smoke"), "Plan-Q4", "toy_sentences", settings)
         assert (planning_spec(spec).learning_rate == 0.02) is is_kept

@@ -67,17 +67,22 @@ def test_a_plan_has_the_name_of_its_planner(problem: Problem, tables: Tables, na
 
 
 @pytest.mark.parametrize(
-    ("name", "of_low_rank"), [("low_rank_more_bits", HIGH), ("low_rank_fewer_bits", LOW)]
+    ("name", "low_rank", "high_rank"), [("low_rank_more_bits", HIGH, LOW), ("low_rank_fewer_bits", LOW, HIGH)]
 )
 def test_formats_by_rank_go_with_the_ranks_of_the_plan(
-    problem: Problem, tables: Tables, name: str, of_low_rank: str
+    problem: Problem, tables: Tables, name: str, low_rank: str, high_rank: str
 ) -> None:
     plan = plan_by(name, replace(problem, budget=12 * problem.budget // 10), tables, Effort())
-    blocks = {item.name for item in adapted(problem)}
-    ranks = {name: plan.ranks.get(name, 0) for name in blocks}
-    lowest = min(ranks, key=ranks.__getitem__)
-    highest = max(ranks, key=ranks.__getitem__)
-    assert ranks[lowest] < ranks[highest]
-    assert plan.precision[lowest] == of_low_rank != plan.precision[highest]
-    outside = {fmt for matrix, fmt in plan.precision.items() if matrix not in blocks}
-    assert outside == {LOW}
+    blocks = [item.name for item in adapted(problem)]
+    ranks: dict[str, list[int]] = {HIGH: [], LOW: []}
+    for matrix in blocks:
+        ranks[plan.precision[matrix]].append(plan.ranks.get(matrix, 0))
+    assert max(ranks[low_rank]) <= min(ranks[high_rank]) and min(ranks[low_rank]) < max(ranks[high_rank])
+    assert {fmt for matrix, fmt in plan.precision.items() if matrix not in blocks} == {LOW}
+
+
+def test_rank_rule_without_a_common_format_is_refused(problem: Problem, tables: Tables) -> None:
+    names = [item.name for item in problem.items]
+    pinned = problem.pinned({names[0]: ("int8", None), names[-1]: ("nf4-dq", None)})
+    with pytest.raises(PlanError, match="gradient_probe needs one format for all matrices"):
+        plan_by("gradient_probe", pinned, tables, Effort())

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from bitrank.planning.race import RACES, candidates, run_race
+from bitrank.planning.race import candidates, run_race
+from bitrank.spec.races import RACES
 from bitrank_planner import Infeasible, Item, Option, Plan, Problem
 
 (NAME,) = RACES

@@ -139,3 +139,14 @@ def test_a_plan_with_ranks_refuses_a_start_that_chooses_them(init: str, tmp_path
 def test_a_matrix_outside_the_blocks_has_no_gradient() -> None:
     with pytest.raises(UserError, match=r"no gradient of nowhere is known: .* init=default"):
         start_data(spec_of("GoRA-Q4")).gradient("nowhere")
+
+
+@pytest.mark.parametrize("arm", ["EVA-Q4", "LoRA-GA-Q4", "GoRA-Q4"])
+def test_starts_from_gradients_and_components_work_on_encoder_decoders(arm: str) -> None:
+    spec = make_spec(find_profile("smoke"), arm, "toy_summaries", {"model": "tiny-t5", "dtype": "fp32"})
+    gather_start_data(spec)
+    data = start_data(spec)
+    blocks = {matrix.name for matrix in calibration(spec).matrices if matrix.adaptable}
+    assert data.importance.keys() == blocks and any("EncDecAttention" in name for name in blocks)
+    model = build_model(spec, Compute.of(spec), find_config(spec.config), 0, 20).model
+    assert {name for name, _ in adapted(model)} <= blocks

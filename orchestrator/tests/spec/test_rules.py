@@ -13,6 +13,7 @@ from bitrank.spec.named_rank_rules import RANK_RULES
 from bitrank.spec.plan_file import save_plan, valid_plan
 from bitrank.spec.profiles import PROFILES
 from bitrank.spec.rule_interface import AttachOptions
+from bitrank.spec.rules import GivenBits
 from bitrank.spec.tiny_models import TINY
 from bitrank_adapters import AdapterScale, adapted
 from bitrank_quant import WeightMatrix, block_matrices, weight_matrices
@@ -281,3 +282,13 @@ def test_rank_rule_trains_high_and_saves_the_numbers_of_its_rank(tmp_path) -> No
     hook.save(tmp_path)
     stock = PeftModel.from_pretrained(TINY["tiny-llama"](), tmp_path)
     assert {name for name, _ in adapted(stock)} == {name for name, rank in hook.ranks().items() if rank}
+
+
+def test_plan_for_a_model_of_fewer_blocks_is_refused() -> None:
+    deep = [WeightMatrix(f"model.layers.{layer}.fc1", "ffn", layer, (8, 8)) for layer in range(3)]
+    shapes = {matrix.name: matrix.shape for matrix in deep[:2]}
+    formats = dict.fromkeys(shapes, "nf4")
+    with pytest.raises(UserError, match=r"fewer blocks: model\.layers\.2\.fc1 is not in it"):
+        GivenBits(formats, shapes).assign_formats(deep)
+    assert GivenBits(formats, shapes).assign_formats(deep[:2]) == formats
+    assert GivenBits(formats).assign_formats(deep)["model.layers.2.fc1"] == "bf16"

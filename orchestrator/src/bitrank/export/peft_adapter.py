@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def prepare_peft(rebuilt: Rebuilt, options: Options) -> Prepared:
     repository = repository_of(source_name)
     commit = source_name.removeprefix(repository).removeprefix("@") or None
     base = locate(repository)
-    auto_model = task_kind(rebuilt.spec.kind).auto_model
+    kind, classes = task_kind(rebuilt.spec.kind), rebuilt.data.task.classes
     if Path(base).is_dir():
         base = str(Path(base).resolve())
 
@@ -45,7 +46,10 @@ def prepare_peft(rebuilt: Rebuilt, options: Options) -> Prepared:
         config = json.loads((source / _CONFIG).read_text(encoding="utf-8"))
         config |= {"base_model_name_or_path": base, "revision": commit}
         (folder / _CONFIG).write_text(json.dumps(config, indent=2))
-        (folder / "README.md").write_text(_readme(base, auto_model, audit), encoding="utf-8")
+        known = {"revision": commit, "num_labels": len(classes) if kind.new_head and classes else None}
+        of_base = {name: value for name, value in known.items() if value is not None}
+        loading = _loading(base, kind.auto_model, config.get("task_type") is not None, of_base)
+        (folder / "README.md").write_text(_readme(base, loading, audit), encoding="utf-8")
         rebuilt.tokenizer.save_pretrained(folder)
 
     return Prepared(audit, size, write)
@@ -72,10 +76,10 @@ def _over_unquantized_base(rebuilt: Rebuilt) -> tuple[Any, dict[str, MatrixAudit
     return loaded.model, audits
 
 
-def _readme(base: str, auto_model: str, audit: Audit) -> str:
+def _readme(base: str, loading: Sequence[str], audit: Audit) -> str:
     """Model card of the adapter: front matter that the hub reads, and the metrics of the audit.
 
-    ``auto_model`` is the class of transformers that loads the base.
+    ``loading`` are lines of Python that load the model.
     """
     rows = [f"| {name} | {audit.before[name]:.4f} | {value:.4f} |" for name, value in audit.after.items()]
     return "\n".join(
@@ -88,7 +92,7 @@ def _readme(base: str, auto_model: str, audit: Audit) -> str:
             f"A LoRA adapter for `{base}`, trained by bitrank with a rank for every matrix.",
             "",
             "```python",
-            *_loading(base, auto_model),
+            *loading,
             "```",
             "",
             "| validation | over the base of its run, in the planned formats | over the unquantized base |",
@@ -99,15 +103,21 @@ def _readme(base: str, auto_model: str, audit: Audit) -> str:
     )
 
 
-def _loading(base: str, auto_model: str) -> list[str]:
-    """Lines of Python that load the adapter, by PEFT's own class for ``auto_model`` if it has one."""
+def _loading(base: str, auto_model: str, has_task: bool, options: Mapping[str, Any]) -> list[str]:
+    """Lines of Python that load the adapter, by PEFT's own class for ``auto_model`` if it has one.
+
+    An adapter without a task type (``has_task``) must not be loaded by a class of a task. ``options`` are
+    those of the base: the number of classes, without which a new head has two, and the commit.
+    """
     loader = auto_model.replace("AutoModel", "AutoPeftModel", 1)
-    if hasattr(peft, loader):
-        return [f"from peft import {loader}", "", f'model = {loader}.from_pretrained(".")']
+    if has_task and hasattr(peft, loader):  # it reads the commit from the adapter
+        given = "".join(f", {name}={value!r}" for name, value in options.items() if name != "revision")
+        return [f"from peft import {loader}", "", f'model = {loader}.from_pretrained("."{given})']
+    given = "".join(f", {name}={value!r}" for name, value in options.items())
     return [
         "from peft import PeftModel",
         f"from transformers import {auto_model}",
         "",
-        f'base = {auto_model}.from_pretrained("{base}")',
+        f'base = {auto_model}.from_pretrained("{base}"{given})',
         'model = PeftModel.from_pretrained(base, ".")',
     ]

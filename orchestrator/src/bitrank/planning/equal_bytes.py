@@ -59,6 +59,8 @@ def fit_arm(config: Config, sizes: Sizes, budget: int) -> Fitted:
     smallest: tuple[int, str] | None = None
     for bits in _formats_to_try(config, sizes.outline.matrices):
         rule = _in_formats(config.rank, blocks, bits)
+        if not all(rule.takes(matrix.shape) for matrix in blocks):
+            continue
         try:
             rule.check_formats(bits, rule.assign_ranks(blocks))
             weights = sizes.of_config(Config(GivenBits(bits), GivenRanks({}), config.family))

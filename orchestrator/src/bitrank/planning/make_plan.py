@@ -19,13 +19,14 @@ from bitrank.planning.costs import Choices, by_fisher, make_problem
 from bitrank.planning.interactions import calibrate_costs
 from bitrank.planning.learning import add_learning
 from bitrank.planning.planners import PLANNERS, by_cost, plan_by, planner_names
-from bitrank.planning.race import RACES, candidates
+from bitrank.planning.race import candidates
 from bitrank.planning.restrictions import check_ties, restricted, ties_for
 from bitrank.planning.short_runs import SearchLimits, race, search
 from bitrank.sensitivity.measure import measure, measured_formats
 from bitrank.sensitivity.tables import Tables
 from bitrank.spec.learning import learning_cost
 from bitrank.spec.provenance import code_hash
+from bitrank.spec.races import RACES
 from bitrank.spec.run_spec import RunSpec
 
 Pins = Mapping[str, tuple[str | None, int | None]]

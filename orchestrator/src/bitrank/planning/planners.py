@@ -27,7 +27,6 @@ from bitrank_planner.heuristics import PRECISION_HEURISTICS, RANK_HEURISTICS
 
 from bitrank.planning.bits_alone import FIXED_RANK, bits_at_lowest_rank, bits_only_plan
 from bitrank.planning.hand_made import hand_made
-from bitrank.planning.race import RACES
 from bitrank.planning.restrictions import TIES, present_groups
 from bitrank.planning.rules_of_thumb import (
     HIGH,
@@ -39,6 +38,7 @@ from bitrank.planning.rules_of_thumb import (
     one_format,
 )
 from bitrank.sensitivity.tables import Tables
+from bitrank.spec.races import RACES
 
 
 @dataclass(frozen=True)

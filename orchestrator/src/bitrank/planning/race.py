@@ -9,26 +9,15 @@ validation data. Only the choice among the candidates is trained, so a race is c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
 from bitrank_planner import Effort, Found, Item, Journal, Plan, PlanError, Problem, exact
 
+from bitrank.spec.races import RACES
+
 Evaluate = Callable[[Plan], float]
-
-
-@dataclass(frozen=True)
-class Race:
-    """A race among the exact plans for each cost basis and each of ``least_ranks``, the smallest rank."""
-
-    about: str
-    least_ranks: tuple[int, ...]
-
-
-RACES: dict[str, Race] = {
-    "race": Race("six exact plans by successive halving: the better half trains twice as long", (0, 8)),
-}
 
 
 def candidates(name: str, problems: Sequence[Problem], seconds: float) -> list[Plan]:

@@ -47,7 +47,13 @@ def by_rank_rule(name: str, problem: Problem, tables: Tables) -> Plan:
     """
     items = adapted(problem)
     rule = partial(RANK_HEURISTICS[name], items, **_rank_measurement(name, items, tables))
-    for fmt in reversed(common_formats(problem)):
+    common = common_formats(problem)
+    if not common:
+        raise PlanError(
+            f"the rule {name} needs one format for all matrices, and pins or a runtime leave them none in "
+            "common; leave out pins, or use the planner 'exact'"
+        )
+    for fmt in reversed(common):
         try:
             return replace(at_budget(problem, {i.name: fmt for i in problem.items}, rule), solver=name)
         except PlanError as error:

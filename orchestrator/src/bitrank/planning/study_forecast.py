@@ -15,12 +15,12 @@ from bitrank.forecast.workload import workload
 from bitrank.planning.budget import Sizes, parse_budget, sizes_of
 from bitrank.planning.equal_bytes import fit_arm
 from bitrank.planning.planner_studies import PlannerStudy
-from bitrank.planning.race import RACES
 from bitrank.planning.study_arms import find_study_arm
 from bitrank.process.compute import Compute
 from bitrank.spec.configs import CONFIGS, Config, find_config
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import Profile
+from bitrank.spec.races import RACES
 from bitrank.spec.run_spec import RunSpec
 
 _COST_BASES = 3  # cost bases of a race, each with one candidate per smallest rank

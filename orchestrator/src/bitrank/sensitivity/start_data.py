@@ -62,6 +62,8 @@ def _gather(spec: RunSpec, folder: Path) -> None:
     files: dict[str, str] = {}
 
     def keep(name: str, moments: Moments, sample: object) -> None:
+        if name not in adaptable:
+            return
         assert isinstance(sample, LayerSample), f"{name} is no linear matrix"
         components = sample.inputs.components
         files[name], importance[name] = f"{len(files)}.safetensors", moments.importance
@@ -76,8 +78,11 @@ def _gather(spec: RunSpec, folder: Path) -> None:
     with one_thread_per_operation():
         ready = calibration(spec)
         replay = Replay(ready.model, ready.many, ready.forward, real=partial(real_positions, device=device))
-        blocks = [matrix for matrix in ready.matrices if matrix.adaptable]
-        measure_moments(replay, blocks, lambda _: release_memory(), keep)
+        adaptable = {matrix.name for matrix in ready.matrices if matrix.adaptable}
+        # Gradients of encoder-decoders reach their blocks through the embeddings, which are frozen else.
+        by_stack = len({matrix.stack for matrix in ready.matrices if matrix.adaptable}) == 1
+        measured = [m for m in ready.matrices if not by_stack or m.name in adaptable]
+        measure_moments(replay, measured, lambda _: release_memory(), keep)
     (folder / _INDEX).write_text(json.dumps({"files": files, "importance": importance}))
 
 

@@ -19,6 +19,7 @@ from bitrank.spec.inputs import data_digest, model_digest
 from bitrank.spec.learning import LEARNING
 from bitrank.spec.plan_file import read_plan
 from bitrank.spec.provenance import PLANNING, code_hash
+from bitrank.spec.races import RACES
 from bitrank.spec.run_spec import RunSpec
 
 PLAN = "plan.json"
@@ -61,7 +62,7 @@ def planning_spec(spec: RunSpec) -> RunSpec:
 
     request = spec.plan_request
     assert request is not None, "only a planned arm has a plan request"
-    trains = request["planner"] in SEARCHES or LEARNING[request["learning"]].trains
+    trains = request["planner"] in (*SEARCHES, *RACES) or LEARNING[request["learning"]].trains
     unused = _OF_THE_RUN if trains else _OF_THE_RUN | _OF_TRAINING
     defaults: dict[str, Any] = {f.name: f.default for f in fields(RunSpec) if f.default is not MISSING}
     kept = {name: defaults[name] for name in unused}

@@ -58,6 +58,9 @@ class RankRule(Protocol):
     def check_formats(self, formats: Formats, ranks: Ranks) -> None:
         """Raise :class:`UserError` if adapters of ``ranks`` do not fit matrices in the ``formats``."""
 
+    def takes(self, shape: Sequence[int]) -> bool:
+        """Whether a matrix of ``shape`` (out, in) can have an adapter."""
+
     def trained_numbers(self, shape: Sequence[int], rank: int) -> int:
         """Trained numbers of an adapter on a matrix of ``shape`` (out, in), without singular values."""
 
@@ -95,6 +98,9 @@ class Adapters:
         return self
 
     def check_formats(self, formats: Formats, ranks: Ranks) -> None: ...
+
+    def takes(self, shape: Sequence[int]) -> bool:
+        return True
 
     def start(self, ranks: Ranks, encode: Encode | None) -> AdapterStart | None:
         return None

@@ -131,6 +131,13 @@ class GivenBits:
                     f"this plan was made for another model: expected {name} of shape {tuple(shape)}, {got}; "
                     "make a plan for this model"
                 )
+        deepest = last_blocks(m for m in matrices if m.name in self.shapes)
+        for m in matrices:
+            if m.layer is not None and m.layer > deepest.get(m.stack, m.layer):
+                raise UserError(
+                    f"this plan was made for a model of fewer blocks: {m.name} is not in it; make a plan for "
+                    "this model"
+                )
         return {**dict.fromkeys((m.name for m in matrices), SIXTEEN), **self.formats}
 
 

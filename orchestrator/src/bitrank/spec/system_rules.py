@@ -75,6 +75,9 @@ class PooledRank(FixedRank):
                     f"groups of that size: expected a format such as {expected} for {name}, got {fmt}"
                 )
 
+    def takes(self, shape: Sequence[int]) -> bool:
+        return shape[1] % self.group == 0
+
     def trained_numbers(self, shape: Sequence[int], rank: int) -> int:
         return rank * (shape[0] + shape[1] // self.group)
 

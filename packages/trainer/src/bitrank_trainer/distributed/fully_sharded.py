@@ -29,6 +29,15 @@ _CODES = (torch.uint8, torch.int8)
 _BLOCK = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.\d+$")
 
 
+def _outermost_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The blocks of ``model`` by name; a block of T5 has a list of layers, which are parts of it."""
+    found: list[tuple[str, nn.Module]] = []
+    for name, module in model.named_modules():  # a block comes before its parts
+        if _BLOCK.search(name) and not any(name.startswith(f"{outer}.") for outer, _ in found):
+            found.append((name, module))
+    return found
+
+
 class Sharded(Joined):
     """One of several processes that shard the frozen base."""
 
@@ -44,7 +53,7 @@ class Sharded(Joined):
         """
         from torch.distributed.fsdp import fully_shard
 
-        blocks = [(name, module) for name, module in model.named_modules() if _BLOCK.search(name)]
+        blocks = _outermost_blocks(model)
         if not blocks:
             raise TrainError("the model has no transformer blocks to share out; train it without shard")
         for name, block in blocks:
