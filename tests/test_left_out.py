@@ -12,7 +12,7 @@ import pytest
 import torch
 from bitrank.cli.main import main
 from bitrank.forecast.model_shapes import model_shapes
-from bitrank.forecast.stored_size import base_bytes
+from bitrank.forecast.stored_size import Storage, base_bytes
 from bitrank.models.load import open_model
 from bitrank.models.meta_model import meta_model
 from bitrank.process.events import read_events
@@ -56,8 +56,8 @@ def test_experts_are_stored_in_16_bits_and_reported(folder: Path, config: str, b
     held = stored_bytes(loaded.model).total
     assert held * 8 / loaded.parameters == pytest.approx(bits, abs=0.3)
     bare = meta_model(str(folder), spec.kind, 2, torch.float32)
-    arguments = {"quant_backend": "auto", "device": "cpu", "dtype": torch.float32}
-    assert base_bytes(bare, plans.formats, weight_matrices(bare), **arguments) == held
+    storage = Storage("auto", "cpu", torch.float32)
+    assert base_bytes(bare, plans.formats, weight_matrices(bare), storage) == held
     assert list(model_shapes(str(folder), spec.kind, dtype=torch.float32).left) == plans.left
 
 

@@ -16,7 +16,7 @@ from bitrank.forecast.forecast import Forecast, forecast
 from bitrank.forecast.import_memory import ImportMemory
 from bitrank.forecast.live_bytes import LiveBytes
 from bitrank.forecast.model_shapes import model_shapes
-from bitrank.forecast.stored_size import stored_size
+from bitrank.forecast.stored_size import Storage, stored_size
 from bitrank.forecast.training_time import training_time
 from bitrank.forecast.workload import heaviest, workload
 from bitrank.models.load import open_model
@@ -322,9 +322,9 @@ def test_planning_70_billion_parameters_allocates_only_small_tensors(tmp_path: P
     assert parts.weights + stored_adapters == plan.nbytes <= 40_000_000_000
     assert parts.optimizer == 2 * parts.gradients == 2 * parts.adapters
     assert 0 < largest.nbytes <= 2**25 < sizes.matrices["model.layers.0.mlp.up_proj"].shape[0] * 8192 / 4
-    options = {"quant_backend": "auto", "device": "cpu", "dtype": torch.bfloat16}
+    storage = Storage("auto", "cpu", torch.bfloat16)
     assert plan.nbytes == sizes.fixed + sum(
-        stored_size(sizes.matrices[name], plan.precision[name], **options)
+        stored_size(sizes.matrices[name], plan.precision[name], storage)
         + 2 * plan.ranks.get(name, 0) * sum(sizes.matrices[name].shape)
         for name in sizes.matrices
     )

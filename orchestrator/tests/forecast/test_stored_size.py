@@ -10,7 +10,7 @@ import torch
 from bitrank.cli.main import main
 from bitrank.forecast.dry_run import unplanned_model
 from bitrank.forecast.model_shapes import model_shapes
-from bitrank.forecast.stored_size import base_bytes, held_by_torch, stored_size
+from bitrank.forecast.stored_size import Storage, base_bytes, held_by_torch, stored_size
 from bitrank.models.load import open_model
 from bitrank.models.locate import locate
 from bitrank.process.compute import Compute
@@ -25,9 +25,13 @@ from bitrank_adapters import AdapterScale, adapter_memory
 from bitrank_quant import (
     BACKENDS,
     FORMATS,
+    Encoding,
     QuantError,
     WeightMatrix,
+    apply_precision,
+    choose_backend,
     parse_format,
+    quantize,
     stored_bytes,
     weight_matrices,
 )
@@ -69,13 +73,10 @@ def test_matrix_that_its_backend_cannot_store_is_refused_by_name() -> None:
         QuantError,
         match=r"body.layer.0.odd cannot be stored as int4-g64: .*multiple of 64.*100 in a row; give another",
     ):
-        stored_size(odd, "nf4", quant_backend="quanto-int4", device="cpu", dtype=torch.float32)
-    assert (
-        stored_size(odd, "nf4", quant_backend="quanto-int8", device="cpu", dtype=torch.float32)
-        == 40 * 100 + 4 * 40 + 8
-    )
+        stored_size(odd, "nf4", Storage("quanto-int4", "cpu", torch.float32))
+    assert stored_size(odd, "nf4", Storage("quanto-int8", "cpu", torch.float32)) == 40 * 100 + 4 * 40 + 8
     with pytest.raises(QuantError, match="quant backend 'cuda-4bit' cannot run here: it needs device cuda"):
-        stored_size(odd, "nf4", quant_backend="cuda-4bit", device="cpu", dtype=torch.float32)
+        stored_size(odd, "nf4", Storage("cuda-4bit", "cpu", torch.float32))
 
 
 def test_plan_for_an_unavailable_backend_exits_with_2_and_the_reason(
@@ -136,7 +137,21 @@ def test_computed_base_bytes_equal_those_of_the_built_model(task: str, config: s
     options = AttachOptions(scale, loaded.trained_modules, seed=0, total_steps=10)
     model, _ = arm.rank.attach(loaded.model, plans.ranks, options)
     empty_model = unplanned_model(spec, 2, Compute("cpu", "fp32", threads=None)).model
-    options = {"quant_backend": backend, "device": "cpu", "dtype": torch.float32}
-    assert base_bytes(empty_model, plans.formats, weight_matrices(empty_model), **options) == stored_bytes(
+    storage = Storage(backend, "cpu", torch.float32)
+    assert base_bytes(empty_model, plans.formats, weight_matrices(empty_model), storage) == stored_bytes(
         model
     ).total - adapter_memory(model)
+
+
+@pytest.mark.parametrize("width", [96, 128, 100])
+def test_codes_of_a_quantizer_are_counted_and_stored_where_rows_are_no_whole_blocks(width: int) -> None:
+    model = nn.Sequential()
+    model.add_module("layers", nn.ModuleList([nn.ModuleDict({"fc": nn.Linear(width, 40, bias=False)})]))
+    fmt = parse_format("nf4-dq")
+    encoding = Encoding(encode=lambda name, weight_OI, fmt: quantize(weight_OI, fmt, "search", None))
+    (matrix,) = weight_matrices(model)
+    counted = stored_size(matrix, "nf4-dq", Storage("auto", "cpu", torch.float32, coded=True))
+    applied = apply_precision(model, {matrix.name: "nf4-dq"}, compute_dtype=torch.float32, encoding=encoding)
+    assert (applied[matrix.name].backend == "bitsandbytes") == (width % 64 == 0)
+    assert stored_bytes(model).total == counted
+    assert choose_backend(fmt, "cpu", torch.float32).name == "bitsandbytes"

@@ -15,7 +15,7 @@ from bitrank.export.merge import prepare_quantized
 from bitrank.export.prepared import Options
 from bitrank.export.rebuild import rebuild
 from bitrank.forecast.dry_run import unplanned_model
-from bitrank.forecast.stored_size import base_bytes
+from bitrank.forecast.stored_size import Storage, base_bytes
 from bitrank.planning.budget import sizes_of
 from bitrank.process.compute import Compute
 from bitrank.process.events import read_events
@@ -68,8 +68,8 @@ def test_the_run_has_the_bytes_of_its_plan_without_adapters(run: FinishedRun) ->
     plain = sizes.fixed + sum(sizes.of_matrix(name, without[name], 0) for name in sizes.matrices)
     assert sizes.of_config(config) == plain
     model = unplanned_model(spec, 2, Compute.of(spec)).model
-    options = {"quant_backend": "auto", "device": "cpu", "dtype": torch.float32}
-    assert base_bytes(model, without, weight_matrices(model), **options) == result["model/mib"] * 2**20
+    storage = Storage("auto", "cpu", torch.float32)
+    assert base_bytes(model, without, weight_matrices(model), storage) == result["model/mib"] * 2**20
     assert rebuild(run).planned_bytes == result["model/mib"] * 2**20
 
 

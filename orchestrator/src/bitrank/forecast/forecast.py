@@ -18,7 +18,7 @@ from bitrank_quant import WeightMatrix, block_matrices, weight_matrices
 
 from bitrank.forecast.dry_run import Stage, Unplanned, dry_run, unplanned_model
 from bitrank.forecast.import_memory import import_memory
-from bitrank.forecast.stored_size import base_bytes
+from bitrank.forecast.stored_size import Storage, base_bytes
 from bitrank.forecast.training_time import TrainingTime, training_time
 from bitrank.forecast.workload import Workload, heaviest, workload
 from bitrank.process.compute import Compute
@@ -119,10 +119,8 @@ def _of_plan(
         model,
         precision,
         matrices,
-        quant_backend=spec.quant_backend,
-        device=device,
-        dtype=dtype,
-        trained_modules=trained_modules,
+        Storage(spec.quant_backend, device, dtype, spec.quantizer != RunSpec.quantizer),
+        trained_modules,
     )
     adapted = _adapted(spec, model, trained_modules, precision, ranks, {m.name: m for m in matrices})
     largest = max(math.prod(m.shape) for m in matrices)

@@ -7,6 +7,7 @@ Backends count the bytes of their own layers by arithmetic; tests compare them w
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,27 +27,34 @@ from bitrank_quant import (
 from torch import Tensor, nn
 
 
-def stored_size(
-    matrix: WeightMatrix,
-    text: str,
-    *,
-    quant_backend: str,
-    device: str,
-    dtype: torch.dtype,
-    shared: bool = False,
-) -> int:
+@dataclass(frozen=True)
+class Storage:
+    """How low-bit matrices are stored: by ``quant_backend`` on ``device``, for computation in ``dtype``.
+
+    ``coded``: a quantizer gives the codes, in place of rounding by each backend.
+    """
+
+    quant_backend: str
+    device: str
+    dtype: torch.dtype
+    coded: bool = False
+
+
+def stored_size(matrix: WeightMatrix, text: str, storage: Storage, *, shared: bool = False) -> int:
     """Return the bytes of ``matrix`` in the format ``text``: codes, scales and code books, without its bias.
 
     ``shared`` marks a matrix that the reference backend must store (:func:`held_by_torch`), as it stores
     every embedding. Raises the quant package's error if no backend supports the format.
     """
-    override = override_for(quant_backend, device, dtype)
+    device, dtype = storage.device, storage.dtype
+    override = override_for(storage.quant_backend, device, dtype)
     fmt = parse_format(text)
     if override.format is not None and not isinstance(fmt, Float):
         fmt = parse_format(override.format)
     if isinstance(fmt, Float) or shared or matrix.role == "embedding":
         return fmt.nbytes(matrix.shape)
-    backend = override.backend or choose_backend(fmt, device, dtype).name
+    given = matrix.shape if storage.coded else None
+    backend = override.backend or choose_backend(fmt, device, dtype, given).name
     check_fits(backend, fmt, matrix.shape, matrix.name)
     return BACKENDS[backend].nbytes(fmt, matrix.shape, dtype)
 
@@ -63,10 +71,7 @@ def base_bytes(
     model: nn.Module,
     precision: Mapping[str, str],
     matrices: list[WeightMatrix],
-    *,
-    quant_backend: str,
-    device: str,
-    dtype: torch.dtype,
+    storage: Storage,
     trained_modules: Collection[str] = (),
 ) -> int:
     """Return the stored bytes of the base model.
@@ -76,9 +81,8 @@ def base_bytes(
     """
     by_torch = held_by_torch(model)
     planned = {m.name: m for m in matrices if m.name in precision and m.tied_to is None}
-    options: dict[str, Any] = {"quant_backend": quant_backend, "device": device, "dtype": dtype}
     stored = sum(
-        stored_size(m, precision[name], **options, shared=name in by_torch) for name, m in planned.items()
+        stored_size(m, precision[name], storage, shared=name in by_torch) for name, m in planned.items()
     )
     return stored + rest_bytes(model, set(planned), trained_modules)
 

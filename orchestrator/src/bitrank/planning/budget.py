@@ -14,7 +14,7 @@ from bitrank_trainer import DTYPES
 
 from bitrank.errors import UserError, shortened, unknown
 from bitrank.forecast.model_shapes import ModelShapes, model_shapes
-from bitrank.forecast.stored_size import stored_size
+from bitrank.forecast.stored_size import Storage, stored_size
 from bitrank.models.locate import locate
 from bitrank.models.tokens import tokenised
 from bitrank.planning.kept_ranks import ADAPTER_BYTES, adapter_bytes
@@ -33,13 +33,15 @@ NOTHING_TRAINS = (
 class Sizes:
     """Sizes in the model that ``outline`` describes.
 
-    The model is on ``device``; ``quant_backend`` implements the formats.
+    The model is on ``device``; ``quant_backend`` implements the formats. ``coded``: a quantizer gives the
+    codes, in place of rounding by each backend.
     """
 
     outline: ModelShapes
     quant_backend: str
     device: str
     dtype: str
+    coded: bool = False
 
     @property
     def parameters(self) -> int:
@@ -58,14 +60,8 @@ class Sizes:
     def of_matrix(self, name: str, fmt: str, rank: int) -> int:
         """Return the bytes of one matrix: codes, scales and adapter."""
         matrix = self.matrices[name]
-        stored = stored_size(
-            matrix,
-            fmt,
-            quant_backend=self.quant_backend,
-            device=self.device,
-            dtype=DTYPES[self.dtype],
-            shared=name in self.outline.shared,
-        )
+        storage = Storage(self.quant_backend, self.device, DTYPES[self.dtype], self.coded)
+        stored = stored_size(matrix, fmt, storage, shared=name in self.outline.shared)
         return stored + ADAPTER_BYTES * rank * sum(matrix.shape)
 
     def of_config(self, config: Config) -> int:
@@ -86,6 +82,7 @@ def sizes_of(spec: RunSpec) -> Sizes:
         spec.quant_backend,
         device,
         dtype,
+        spec.quantizer != RunSpec.quantizer,
     )
 
 

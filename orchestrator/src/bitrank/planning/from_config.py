@@ -57,7 +57,8 @@ def is_outline(model: str) -> bool:
 def sizes_from_config(spec: RunSpec) -> Sizes:
     """Return the sizes in the model whose config is at ``spec.model``."""
     dtype = "bf16" if spec.dtype == "auto" else spec.dtype
-    return Sizes(model_shapes(spec.model, spec.kind, dtype=DTYPES[dtype]), spec.quant_backend, "cpu", dtype)
+    shapes = model_shapes(spec.model, spec.kind, dtype=DTYPES[dtype])
+    return Sizes(shapes, spec.quant_backend, "cpu", dtype, spec.quantizer != RunSpec.quantizer)
 
 
 def outlined_problem(spec: RunSpec, budget: str, choices: Choices) -> tuple[Problem, Sizes]:

@@ -63,10 +63,11 @@ class _Storing:
     split: Split
     encode: Encode | None
 
-    def backend(self, fmt: Format, device: str) -> str:
+    def backend(self, fmt: Format, device: str, shape: tuple[int, int]) -> str:
         if isinstance(fmt, Float):
             return REFERENCE.name
-        return self.override.backend or choose_backend(fmt, device, self.compute_dtype).name
+        given = None if self.encode is None else shape
+        return self.override.backend or choose_backend(fmt, device, self.compute_dtype, given).name
 
     def made(
         self, name: str, weight_OI: Tensor, bias: nn.Parameter | None, fmt: Format, backend: str
@@ -143,7 +144,7 @@ def apply_precision(
         alone = matrix.tied_to is None and matrix.role != "embedding" and matrix.name not in heads_of
         if matrix.name in formats and alone and matrix.name not in read:
             fmt = formats[matrix.name]
-            backend = storing.backend(fmt, device)
+            backend = storing.backend(fmt, device, matrix.shape)
             check_fits(backend, fmt, matrix.shape, matrix.name)
             if encoding.encode is not None and not isinstance(fmt, Float):
                 check_takes_codes(backend, fmt, matrix.shape, matrix.name)
@@ -173,7 +174,8 @@ def _store(
         return {part: Applied(str(fmt), REFERENCE.name) for part in (name, *heads)}
     if isinstance(module, nn.Embedding) or heads:
         return _store_shared(model, name, fmt, heads, storing)
-    backend = storing.backend(fmt, module.weight.device.type)
+    rows, columns = module.weight.shape
+    backend = storing.backend(fmt, module.weight.device.type, (rows, columns))
 
     def stored(weight_OI: Tensor) -> Tensor:
         return stored_weight(storing.made(name, weight_OI, None, fmt, backend))

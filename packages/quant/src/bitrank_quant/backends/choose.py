@@ -19,11 +19,30 @@ from bitrank_quant.formats.float import Float
 from bitrank_quant.formats.parse import parse_format
 
 
-def choose_backend(fmt: Format, device: str, dtype: torch.dtype = torch.bfloat16) -> Backend:
-    """The first of :data:`BACKENDS` that supports ``fmt`` and works on ``device``; plain torch does."""
-    return next(
-        b for b in BACKENDS.values() if b.serves(fmt) and _backend_problem(b, fmt, device, dtype) is None
-    )
+def choose_backend(
+    fmt: Format,
+    device: str,
+    dtype: torch.dtype = torch.bfloat16,
+    given: tuple[int, int] | None = None,
+) -> Backend:
+    """The first of :data:`BACKENDS` that supports ``fmt`` and works on ``device``; plain torch does.
+
+    ``given`` is the shape (out, in) of a matrix whose codes a quantizer gives: backends that cannot store
+    them are passed over, unless no other supports the format.
+    """
+    first: Backend | None = None
+    for backend in BACKENDS.values():
+        if not backend.serves(fmt) or _backend_problem(backend, fmt, device, dtype) is not None:
+            continue
+        if given is None or _takes_codes(backend, fmt, given):
+            return backend
+        first = first or backend
+    assert first is not None, "plain torch stores every format"
+    return first
+
+
+def _takes_codes(backend: Backend, fmt: Format, shape: tuple[int, int]) -> bool:
+    return backend.make_from_codes is not None and backend.codes_misfit(fmt, shape) is None
 
 
 def rejected(fmt: Format, device: str, dtype: torch.dtype = torch.bfloat16) -> dict[str, str]:
