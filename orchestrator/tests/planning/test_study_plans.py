@@ -126,6 +126,13 @@ def test_the_seconds_of_the_measurement_count_for_planners_that_read_it(arm: str
     assert find_study_arm(arm).measures is counts
 
 
+@pytest.mark.parametrize(
+    ("arm", "counts"), [("exact", True), ("uniform", True), ("adalora", False), ("train-then-reduce", False)]
+)
+def test_the_measurement_counts_for_starts_that_read_it_too(arm: str, counts: bool) -> None:
+    assert find_study_arm(arm).needs_measurement is counts
+
+
 def test_an_outdated_plan_is_removed_if_none_can_be_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from bitrank_planner import SEARCHES
 
 from bitrank.planning.planners import is_measured
 from bitrank.spec.configs import CONFIGS
+from bitrank.spec.inits import INITS
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,13 @@ class StudyArm:
     Of the plans of several ``planners`` the one with the least loss after its short training is taken, and
     the seconds of all count. Adapters start by ``init``. ``adaptive``: AdaLoRA redistributes ranks around the
     rank of a uniform plan and removes pruned ranks; as many ranks are left, and the bytes differ by the
-    shapes of their matrices. ``rank_rule``, a
-    name in :data:`~bitrank.spec.named_rank_rules.RANK_RULES`, assigns ranks by the rank of a uniform plan.
-    ``draw`` is the number of a random plan. ``longer_by`` names an arm whose planning seconds are spent on
-    more training steps. ``measures``: the seconds of the sensitivity measurement count for the arm. They do
-    not for arms on the uniform plan: its pair is chosen by predicted loss, but a person finds the largest one
-    that fits without a measurement. ``control``: the arm controls for a cause in a study of planners, and is
-    no system to compare with.
+    shapes of their matrices. ``rank_rule``, a name in
+    :data:`~bitrank.spec.named_rank_rules.RANK_RULES`, assigns ranks by the rank of a uniform plan. ``draw``
+    is the number of a random plan. ``longer_by`` names an arm whose planning seconds are spent on more
+    training steps. ``measures``: the plan needs the sensitivity measurement. That of arms on the uniform plan
+    does not: its pair is chosen by predicted loss, but a person finds the largest one that fits without a
+    measurement. ``control``: the arm controls for a cause in a study of planners, and is no system to compare
+    with.
     ``source`` names the publication of a system, and is empty for arms of this project.
     """
 
@@ -41,6 +42,11 @@ class StudyArm:
     measures: bool = True
     control: bool = False
     source: str = ""
+
+    @property
+    def needs_measurement(self) -> bool:
+        """Whether the seconds of the measurement count: the plan or the start of the adapters reads it."""
+        return self.measures or INITS[self.init].weighted
 
 
 _UNIFORM = ("uniform",)

@@ -174,7 +174,7 @@ def _planned_data(
     if entry.rank_rule is not None:
         (rank,) = set(result.plan.ranks.values())
         data |= {"planner": arm, "rank_rule": {"name": entry.rank_rule, "rank": rank}}
-    measuring = result.tables.seconds if entry.measures else 0.0
+    measuring = result.tables.seconds if entry.needs_measurement else 0.0
     return data | {"planning_seconds": {"measuring": measuring, "choosing": choosing}}
 
 
