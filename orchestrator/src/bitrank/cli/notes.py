@@ -52,8 +52,7 @@ def keep_findings(store: str, profile: str, folder: Path, planning: Path | None 
     if is_served(store):
         print(f"notes: not written: {served_advice(f'bitrank-{profile}')}")
         return
-    from bitrank_analysis import load_study, open_store
-    from bitrank_analysis.planning_costs import read_planning
+    from bitrank_analysis import load_study, open_store, read_planning
     from bitrank_analysis.report import collect
 
     try:

@@ -7,6 +7,7 @@ from bitrank_analysis.budget_curves import BudgetCurve, read_curves
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.make_bundle import write_bundle
 from bitrank_analysis.metrics import METRICS, Metric
+from bitrank_analysis.planning_costs import Planning, read_planning
 from bitrank_analysis.query import ReadOnlyStore, Rows, open_read_only, query
 from bitrank_analysis.store import open_store
 from bitrank_analysis.study import Study, load_study
@@ -17,6 +18,7 @@ __all__ = [
     "AnalysisError",
     "BudgetCurve",
     "Metric",
+    "Planning",
     "ReadOnlyStore",
     "Rows",
     "Study",
@@ -25,5 +27,6 @@ __all__ = [
     "open_store",
     "query",
     "read_curves",
+    "read_planning",
     "write_bundle",
 ]
