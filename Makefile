@@ -117,7 +117,7 @@ reference: install ## renew docs/reference/cli.md, spec.md and names.md, which a
 
 docs: reference ## the documentation site in site/
 	@$(MKDOCS) build --strict --site-dir site
-	@echo "open site/index.html, or serve it: $(VENV)/bin/python -m http.server --directory site"
+	@echo "open site/index.html, or serve it: $(VENV)/bin/python -m http.server --bind 127.0.0.1 --directory site"
 
 format: install ## format and fix with ruff
 	@$(VENV)/bin/ruff check --fix $(SOURCES)

@@ -54,7 +54,7 @@ def main() -> int:
     cells = cells_of(tasks, arguments.ranks, arguments.rates, arguments.seeds)
     specs = {cell: spec_of(profile, cell, arguments.steps) for cell in cells}
     if not arguments.report:
-        slots = arguments.jobs or choose_slots(list(specs.values()))
+        slots = arguments.jobs or min(choose_slots(list(specs.values())), len(specs))
         print_forecast(list(specs.values()), arguments.store, slots)
         if arguments.forecast:
             return 0

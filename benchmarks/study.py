@@ -36,7 +36,8 @@ def main() -> int:
     arguments = parser.parse_args()
     profile = find_profile(arguments.profile)
     tasks, given = arguments.tasks or list(profile.tasks), {"steps": arguments.steps}
-    slots = arguments.jobs or choose_slots(matrix(profile, arguments.configs, tasks, [0], given))
+    specs = matrix(profile, arguments.configs, tasks, [0], given)
+    slots = arguments.jobs or min(choose_slots(specs), len(specs))
     here = machine(cores())
     lines: list[list[str]] = []
     with tempfile.TemporaryDirectory() as folder:

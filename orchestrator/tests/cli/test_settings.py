@@ -133,3 +133,10 @@ def test_pins_of_one_name_that_disagree_are_refused(
 
 def test_the_last_of_two_values_of_one_setting_counts() -> None:
     assert parsed_settings(["steps=2", "steps=3"], {}) == {"steps": 3}
+
+
+def test_home_folder_is_expanded_where_a_shell_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bitrank.cli.arguments import location
+
+    monkeypatch.setenv("HOME", "/home/me")
+    assert location("~/runs") == "/home/me/runs" and location("http://host/~runs") == "http://host/~runs"

@@ -137,3 +137,5 @@ def test_whole_layers_are_not_dropped_either() -> None:
     config = BartConfig(encoder_layerdrop=0.05, decoder_layerdrop=0.05)
     _set_dropout(config, 0.0)
     assert config.encoder_layerdrop == config.decoder_layerdrop == 0.0
+    _set_dropout(config, 0.1)
+    assert config.encoder_layerdrop == 0.0 and config.dropout == 0.1

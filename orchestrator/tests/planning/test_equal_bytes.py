@@ -227,3 +227,12 @@ def test_pooled_adapters_get_groups_that_divide_the_inputs_of_every_matrix(sizes
         fit_arm(
             find_config("QA-LoRA-Q4"), replace(sizes, outline=replace(sizes.outline, matrices=narrow)), 10**9
         )
+
+
+def test_bytes_of_a_config_as_budget_are_those_of_its_own_run(sizes: Sizes) -> None:
+    """Rows that are no whole blocks take other bytes with a quantizer's codes than by rounding."""
+    odd = [replace(m, shape=(m.shape[0], 100)) if m.adaptable else m for m in sizes.outline.matrices]
+    plain = replace(sizes, outline=replace(sizes.outline, matrices=odd))
+    coded = replace(plain, coded=True)
+    assert plain.of_config(find_config("B-Q4")) != coded.of_config(find_config("B-Q4"))
+    assert parse_budget("=B-Q4", coded) == parse_budget("=B-Q4", plain)

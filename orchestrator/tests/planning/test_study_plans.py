@@ -127,7 +127,7 @@ def test_the_seconds_of_the_measurement_count_for_planners_that_read_it(arm: str
 
 
 @pytest.mark.parametrize(
-    ("arm", "counts"), [("exact", True), ("uniform", True), ("adalora", False), ("train-then-reduce", False)]
+    ("arm", "counts"), [("exact", True), ("uniform", True), ("adalora", False), ("equal-compute", False)]
 )
 def test_the_measurement_counts_for_starts_that_read_it_too(arm: str, counts: bool) -> None:
     assert find_study_arm(arm).needs_measurement is counts

@@ -34,7 +34,8 @@ def location(text: str) -> str:
     longest = max(len(part.encode(errors="replace")) for part in text.split("/"))
     if len(text) >= TEXT_LENGTH or longest > _NAME_BYTES or "\0" in text:
         raise ArgumentTypeError(f"expected a path that the operating system accepts, got {shortened(text)}")
-    return text
+    # Shells expand `--store ~/runs`, but not `--store=~/runs`.
+    return str(Path(text).expanduser()) if text.startswith("~/") else text
 
 
 def file_path(text: str) -> Path:

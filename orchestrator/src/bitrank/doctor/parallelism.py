@@ -28,7 +28,10 @@ def measure_pace() -> dict[str, str]:
     if cores == 1:
         return {"choice": "one core: one run at a time"}
     dtype = choose_dtype("cpu")
-    together, apart = sum(_paces([cores], dtype)), sum(_paces([1] * cores, dtype))
+    try:
+        together, apart = sum(_paces([cores], dtype)), sum(_paces([1] * cores, dtype))
+    except ValueError:
+        return {"choice": "not measured: a process ended early, perhaps for lack of memory"}
     choice = f"--jobs {cores} with --set threads=1" if apart > together else "--jobs 1 with all threads"
     return {
         f"one run on {cores} threads": f"{together:.0f} layers a second in {dtype}",
@@ -52,7 +55,8 @@ def _paces(threads: list[int], dtype: str) -> list[float]:
         )
         for count in threads
     ]
-    return [float(process.communicate()[0]) for process in started]
+    printed = [process.communicate()[0] for process in started]  # waits for all, also if one has failed
+    return [float(text) for text in printed]
 
 
 def layers_per_second(threads: int, seconds: float, dtype: str) -> float:

@@ -60,5 +60,7 @@ def _set_dropout(config: Any, dropout: float | None) -> None:
         is_rate = isinstance(value, int | float) and not isinstance(value, bool)
         if isinstance(value, PretrainedConfig):  # that of a part of the model
             _set_dropout(value, dropout)
-        elif is_rate and any(part in key for part in ("dropout", "pdrop", "layerdrop")):
+        elif is_rate and ("dropout" in key or "pdrop" in key):
             setattr(config, key, dropout)
+        elif is_rate and "layerdrop" in key:  # whole layers are never dropped more often than before
+            setattr(config, key, min(value, dropout))

@@ -6,7 +6,7 @@ The result equals the count in the built model.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from bitrank_quant import WeightMatrix
@@ -86,13 +86,20 @@ def sizes_of(spec: RunSpec) -> Sizes:
     )
 
 
+def counted_with(sizes: Sizes, quantizer: str) -> Sizes:
+    """``sizes`` for matrices whose codes ``quantizer`` gives."""
+    return replace(sizes, coded=quantizer != RunSpec.quantizer)
+
+
 def parse_budget(text: str, sizes: Sizes) -> int:
     """Return the number of bytes that ``text`` denotes. Raises :class:`UserError` if it denotes none."""
     if text.startswith("="):
         name = text[1:]
         if name not in CONFIGS:
             raise unknown("config", name, CONFIGS, "; a budget like =B-Q4 takes the bytes of a config")
-        return sizes.of_config(find_config(name))
+        config = find_config(name)
+        quantizer = config.settings.get("quantizer", RunSpec.quantizer)
+        return counted_with(sizes, quantizer).of_config(config)  # as the config's own run stores it
     if match := re.fullmatch(r"\s*(\d{1,6}(?:\.\d{1,20})?)\s*bits?\s*", text, re.ASCII):
         return int(float(match[1]) * sizes.parameters / 8)
     try:

@@ -186,7 +186,7 @@ PLANNERS: dict[str, Planner] = {
     "uniform": Planner(uniform, "one format and one rank for all matrices", from_prior=True),
     "hand-made": Planner(
         hand_made,
-        "int8 embeddings and heads, one format for all blocks and rank 8; what is left raises values, "
+        "8-bit embeddings and heads, one format for all blocks and rank 8; what is left raises values, "
         "attention outputs and down projections first",
         from_prior=True,
         keeps_ties=False,

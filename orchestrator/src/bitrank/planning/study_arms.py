@@ -45,8 +45,11 @@ class StudyArm:
 
     @property
     def needs_measurement(self) -> bool:
-        """Whether the seconds of the measurement count: the plan or the start of the adapters reads it."""
-        return self.measures or INITS[self.init].weighted
+        """Whether the seconds of the measurement count: the plan or the start of the adapters reads it.
+
+        An arm that trains longer spends those of the other arm on training.
+        """
+        return self.longer_by is None and (self.measures or INITS[self.init].weighted)
 
 
 _UNIFORM = ("uniform",)

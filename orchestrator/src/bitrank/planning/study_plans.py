@@ -14,7 +14,7 @@ from typing import Any
 from bitrank_planner import SEARCHES
 
 from bitrank.errors import UserError, unknown
-from bitrank.planning.budget import parse_budget, sizes_of
+from bitrank.planning.budget import counted_with, parse_budget, sizes_of
 from bitrank.planning.equal_bytes import fit_arm
 from bitrank.planning.learning_rates import Cell, cell_of
 from bitrank.planning.make_plan import PlanRequest, PlanResult, make_plan
@@ -25,6 +25,7 @@ from bitrank.planning.study_arms import STUDY_ARMS, StudyArm, find_study_arm
 from bitrank.planning.study_plan_place import plan_dependencies, plan_path
 from bitrank.process.worker import begin_worker
 from bitrank.spec.configs import CONFIGS, PLAN_QUANTIZER, Config, PlannedArm
+from bitrank.spec.inits import INITS
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.plan_file import plan_data, read_plan, save_plan
 from bitrank.spec.profiles import Profile
@@ -137,7 +138,8 @@ def _planned(
     if path.exists() and read_plan(path).get("made_for") == made_for:
         return path
     try:
-        data = _fitted_data(spec, arm, budget) or _planned_data(planning, study, arm, budget, overrides)
+        fitted = _fitted_data(spec, planning, arm, budget)
+        data = fitted or _planned_data(planning, study, arm, budget, overrides)
     except ValueError as error:
         path.unlink(missing_ok=True)  # a plan of an earlier command is outdated
         return f"no plan: {error}"
@@ -178,18 +180,20 @@ def _planned_data(
     return data | {"planning_seconds": {"measuring": measuring, "choosing": choosing}}
 
 
-def _fitted_data(spec: RunSpec, arm: str, budget: str) -> dict[str, Any] | None:
+def _fitted_data(spec: RunSpec, planning: RunSpec, arm: str, budget: str) -> dict[str, Any] | None:
     """Return the data of the plan file of a config at ``budget``; None if ``arm`` has no rules of its own.
 
-    Raises :class:`UserError` if the config does not fit.
+    The seconds of the measurement of ``planning`` count if the arm's adapters start by it. Raises
+    :class:`UserError` if the config does not fit.
     """
     config = CONFIGS.get(arm)
     if not isinstance(config, Config):
         return None
-    sizes = sizes_of(spec)
+    settings = {"init": spec.init, "quantizer": spec.quantizer, **config.settings}
+    sizes = counted_with(sizes_of(spec), settings["quantizer"])
     limit = parse_budget(budget, sizes)
     fitted = fit_arm(config, sizes, limit)
-    settings = {"init": spec.init, "quantizer": spec.quantizer, **config.settings}
+    measuring = _measuring_seconds(planning) if INITS[settings["init"]].weighted else 0.0
     return {
         "planner": arm,
         "budget": limit,
@@ -200,8 +204,14 @@ def _fitted_data(spec: RunSpec, arm: str, budget: str) -> dict[str, Any] | None:
         "ranks": fitted.ranks,
         "rank_rule_of": {"config": arm, **fitted.fields},
         "shapes": {name: list(sizes.matrices[name].shape) for name in fitted.precision},
-        "planning_seconds": {"measuring": 0.0, "choosing": 0.0},
+        "planning_seconds": {"measuring": measuring, "choosing": 0.0},
     }
+
+
+def _measuring_seconds(planning: RunSpec) -> float:
+    from bitrank.sensitivity.measure import measure
+
+    return measure(planning).seconds
 
 
 def _best_of(entry: StudyArm, spec: RunSpec, study: PlannerStudy, budget: str) -> tuple[PlanResult, float]:

@@ -40,6 +40,7 @@ def run_environment(spec: RunSpec) -> dict[str, str]:
         **threads,
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
+        "PYTHONSAFEPATH": "1",  # `python -m` would import a types.py of the user's folder
     }
 
 

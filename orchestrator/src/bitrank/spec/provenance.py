@@ -215,9 +215,13 @@ def _rules_code(names: frozenset[str]) -> str:
 
 @cache
 def git_state() -> dict[str, str]:
-    """Tags ``git_commit`` and ``dirty``, from the checkout or the variable ``BITRANK_COMMIT`` of an image."""
+    """Tags ``git_commit`` and ``dirty``, from the checkout or the variable ``BITRANK_COMMIT`` of an image.
+
+    A package that is installed inside another repository, such as in its ``.venv``, is no checkout.
+    """
     here = Path(__file__).parent
-    commit = _git(here, "rev-parse", "HEAD")
+    is_checkout = _git(here, "ls-files", "--error-unmatch", Path(__file__).name)
+    commit = _git(here, "rev-parse", "HEAD") if is_checkout else ""
     dirty = bool(commit and _git(here, "status", "--porcelain", "--untracked-files=no"))
     if not commit:
         commit, _, changed = os.environ.get("BITRANK_COMMIT", "").partition("-")  # <commit> or <commit>-dirty
@@ -228,9 +232,12 @@ def git_state() -> dict[str, str]:
 
 
 def _git(folder: Path, *arguments: str) -> str:
+    # Of a hook or another tool, these variables name another repository.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    command = ["git", "-C", str(folder), *arguments]
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
+            command, capture_output=True, text=True, check=True, timeout=10, env=environment
         )
     except (OSError, subprocess.SubprocessError):
         return ""

@@ -355,3 +355,11 @@ def test_axis_of_one_budget_holds_differences_without_intervals(store: Path) -> 
     (domain,) = [scale["domain"] for scale in scales if scale]
     compared = frame.loc[frame["budget"].notna(), "difference"].dropna()
     assert domain == pytest.approx([min(0.0, 100 * compared.min()), max(0.0, 100 * compared.max())])
+
+
+def test_a_task_without_a_finished_run_is_in_the_report(store: Path) -> None:
+    records = json.loads((store / "costs.json").read_text())
+    records["left_out"].append({"arm": "exact", "budget": "2bits", "task": "songs", "reason": "diverged"})
+    (store / "costs.json").write_text(json.dumps(records))
+    text = planners_report(str(store), "bitrank-test", [store / "costs.json"], store)
+    assert "## songs\n\nNo run has finished.\n\nNot run:\n\n- exact at 2bits: diverged" in text

@@ -18,6 +18,8 @@ from transformers.pytorch_utils import Conv1D
 
 from bitrank_quant.replaceable import is_matrix, why_not_replaceable
 
+_BLOCK = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
+
 
 @dataclass(frozen=True)
 class WeightMatrix:
@@ -153,14 +155,14 @@ def _unquantizable(model: nn.Module) -> dict[str, str]:
 
 def _describe(name: str, module: nn.Module, tied_to: str | None) -> WeightMatrix:
     shape = _shape(module)
-    block = re.search(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.", name)
+    block = _BLOCK.search(name)
     layer = int(block[1]) if block else None
     return WeightMatrix(name, _role(name, module, layer), layer, shape, tied_to)
 
 
 def _stack(name: str, layer: int | None) -> str:
-    before, found, _ = name.partition(f".{layer}.")
-    return before if found else ""
+    block = _BLOCK.search(name)
+    return "" if layer is None or block is None else name[: block.start(1) - 1]
 
 
 def _shape(module: Any) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import altair as alt
@@ -13,6 +14,7 @@ from bitrank_analysis.figures.theme import WIDE, Figure, colour, shape
 from bitrank_analysis.metrics import metric_of
 
 LayeredChart = alt.LayerChart | alt.FacetChart  # what altair's `layer(…).properties(…)` may return
+_BUDGET = re.compile(r"[0-9][0-9.]*[A-Za-z]+")  # such as 3.5bits or 60MB
 _SPREAD = 0.012  # shift between two arms of one budget, as a share of its bytes
 # Multiple of the 90th percentile of the arms' absolute differences. An arm beyond it is drawn at the edge: on
 # its scale the others' differences would not be visible.
@@ -118,7 +120,7 @@ def budget_endings(references: Sequence[str]) -> dict[str, str]:
     """
     if len(references) == 1:
         last = references[0].rpartition("-")[2]
-        return {references[0]: f"-{last}" if last[:1].isdigit() else ""}
+        return {references[0]: f"-{last}" if _BUDGET.fullmatch(last) else ""}
     parts = [name.split("-") for name in references]
     shortest = min(map(len, parts))
     shared = next((n for n in range(shortest) if len({part[n] for part in parts}) > 1), shortest)

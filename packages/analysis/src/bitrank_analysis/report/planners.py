@@ -43,8 +43,11 @@ def planners_report(store: str, experiment: str | None, costs: Sequence[Path], f
     text = "\n\n".join([f"# {study.experiment}", *study.notes, *others])
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for task in sorted(set(study.runs["task"])):
-            text += "\n\n" + "\n\n".join(_of_task(study, task, planning, folder))
+        finished = set(study.runs["task"])
+        absent = {row["task"] for row in planning.left_out}
+        for task in sorted(finished | absent | set(planning.costs["task"])):
+            of_task = _of_task if task in finished else _without_runs
+            text += "\n\n" + "\n\n".join(of_task(study, task, planning, folder))
         write_atomically(folder / "report.md", text + "\n")
     except OSError as error:
         raise AnalysisError(
@@ -81,14 +84,24 @@ def _of_task(study: Study, task: str, planning: Planning, folder: Path) -> list[
     parts = [f"## {task}", _shown(frame, references).markdown(), *planner_sentences(frame, references)]
     parts += _above_budget(frame)
     parts += _untrained(frame)
-    parts += _left_out([row for row in planning.left_out if row["task"] == task])
-    parts += _without_result(study.missing[study.missing["task"] == task], planning)
+    parts += _unfinished(study, task, planning)
     parts += [f"### {claims.caption}", claims.markdown()]
     if frame.loc[frame["budget"].notna(), "baseline"].notna().any():
         figure = difference_bytes(frame, task)
         save(figure, folder, ("svg", "png"))
         parts.append(f"![Difference against bytes]({figure.name}.svg)")
     return parts
+
+
+def _without_runs(study: Study, task: str, planning: Planning, _folder: Path) -> list[str]:
+    """Paragraphs on a task of which no run has finished."""
+    return [f"## {task}", "No run has finished.", *_unfinished(study, task, planning)]
+
+
+def _unfinished(study: Study, task: str, planning: Planning) -> list[str]:
+    """Paragraphs on the arms that have no run, and on the runs that have no result."""
+    absent = [row for row in planning.left_out if row["task"] == task]
+    return [*_left_out(absent), *_without_result(study.missing[study.missing["task"] == task], planning)]
 
 
 def arms_table(

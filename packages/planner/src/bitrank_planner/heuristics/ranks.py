@@ -38,7 +38,7 @@ def linear_decay(matrices: Sequence[Item], mean: float) -> dict[str, int]:
 
 
 def linear_growth(matrices: Sequence[Item], mean: float) -> dict[str, int]:
-    """Increase ranks linearly with depth: the opposite of :func:`linear_decay`."""
+    """Increase ranks linearly with depth, from weight 0.5 to 1.5: the opposite of linear decay."""
     return _by_depth(matrices, mean, -SLOPE)
 
 
