@@ -29,7 +29,7 @@ from bitrank.sensitivity.tables import Tables
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import RunSpec
-from bitrank_planner import Infeasible, Item, Option, Plan, Problem, exact
+from bitrank_planner import Effort, Infeasible, Item, Option, Plan, Problem, exact
 from bitrank_quant import Format, QuantEmbedding, QuantLinear, parse_format
 from bitrank_quant.sensitivity import Divergence, Replay, compute_dtype, weight_of
 from safetensors.torch import load_file, save_file
@@ -286,13 +286,14 @@ def test_calibration_scales_the_chosen_costs_to_their_divergence(
         def held_out(self, plan: Plan) -> Divergence:
             return by_batch(2.0, 3.0) if plan.choices == plans[0].choices else by_batch(2 - less, 3 - less)
 
-    def find(one: Problem, _evaluator: Any, number: int, *_: Any) -> list[Candidate]:
+    def find(one: Problem, _evaluator: Any, number: int, *_: Any, effort: Effort) -> list[Candidate]:
+        assert effort.seconds == 7.0, "the limit of the request"
         return [Candidate(number, {kind_of(item.name): 1.5 for item in one.items}, exact(one))]
 
     monkeypatch.setattr(interactions, "find_candidates", find)
     monkeypatch.setattr(interactions, "PlanEvaluator", lambda *_: FakeEvaluator())
     monkeypatch.setattr(interactions, "cache_dir", lambda: tmp_path)
-    kept, _ = calibrate_costs([problem, other], tables, spec, True)
+    kept, _ = calibrate_costs([problem, other], tables, spec, True, effort=Effort(7.0))
     chosen = kept.plan(plans[basis].choices, "test")
     assert chosen.cost == pytest.approx((5.0 - 2 * less) / 20)
     assert chosen.precision == plans[basis].precision
