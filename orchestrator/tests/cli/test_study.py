@@ -124,7 +124,7 @@ def test_settings_of_the_users_own_file_reach_the_number_of_parallel_runs(
     # Without a number of threads each run takes all cores, so one runs at a time.
     words = (*STUDY[:-1], "q.csv", *columns, "--forecast", "--set", "processes=2", "--set", "threads=1024")
     assert main([*words]) == 0
-    assert "q.csv: 12 runs of about" in (shown := capsys.readouterr().out) and "with 1 at a time" in shown
+    assert "q.csv: 15 runs of about" in (shown := capsys.readouterr().out) and "with 1 at a time" in shown
 
 
 def test_a_study_without_any_plan_ends_with_the_reasons(

@@ -33,3 +33,14 @@ def score_kept(arms: Mapping[str, ArmResults]) -> pd.DataFrame:
             if name != FULL_LORA:
                 rows.append((name, 100 * share.value, 100 * share.low, 100 * share.high))
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def with_share_text(arms: pd.DataFrame) -> pd.DataFrame:
+    """``arms`` with the column ``share``: the share with its interval as text, None where it is not known."""
+    if "kept" not in arms:
+        return arms
+    texts = [
+        None if pd.isna(row.kept) else f"{row.kept:.1f} [{row.kept_low:.1f}, {row.kept_high:.1f}]"
+        for row in arms.itertuples()
+    ]
+    return arms.assign(share=texts)

@@ -17,7 +17,7 @@ from bitrank_analysis.files import write_atomically
 from bitrank_analysis.matrix_names import module_order
 from bitrank_analysis.metrics import metric_of
 from bitrank_analysis.published import compared_text, result_text
-from bitrank_analysis.score_kept import FULL_LORA
+from bitrank_analysis.score_kept import FULL_LORA, with_share_text
 
 # Column → printed heading and formatter of its values.
 Heads = Mapping[str, tuple[str, Callable[[Any], str]]]
@@ -140,9 +140,7 @@ def _arms(evidence: Evidence) -> Table:
         "low": ("95 % low", as_quality),
         "high": ("95 % high", as_quality),
         "zero": ("Untrained", as_quality),
-        "kept": ("Kept %", _fixed(1)),
-        "kept_low": ("Kept low", _fixed(1)),
-        "kept_high": ("Kept high", _fixed(1)),
+        "share": ("Kept %", str),
         "stored_mib": ("Stored MiB", _fixed(1)),
         "bits": ("Bits", _fixed(2)),
         "peak_mib": ("Peak MiB", _fixed(0)),
@@ -157,7 +155,7 @@ def _arms(evidence: Evidence) -> Table:
         caption += f"; reduction: final adapter parameters below those of {FULL_LORA}"
     if "kept" in evidence.arms:
         caption += f"; kept: share of the score of {FULL_LORA}, with its 95 % interval"
-    return _table(evidence, "arms", caption, _with_reduction(evidence.arms), heads)
+    return _table(evidence, "arms", caption, with_share_text(_with_reduction(evidence.arms)), heads)
 
 
 def _with_reduction(arms: pd.DataFrame) -> pd.DataFrame:

@@ -6,9 +6,10 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from bitrank_analysis.errors import AnalysisError
-from bitrank_analysis.score_kept import score_kept
+from bitrank_analysis.score_kept import score_kept, with_share_text
 from bitrank_analysis.statistics.examples import ArmResults
 from bitrank_analysis.statistics.moderation import seed_spread
 from bitrank_analysis.statistics.share import share_kept
@@ -76,3 +77,11 @@ def test_no_share_without_full_lora_and_none_without_a_common_seed() -> None:
     assert score_kept({"B-Q4": classifier("B-Q4", 300)}).empty
     full, other = classifier("B-FP", 360), classifier("B-Q4", 300)
     assert score_kept({"B-FP": full, "B-Q4": replace(other, seeds=(7,))}).empty
+
+
+def test_share_is_shown_with_its_interval_and_nothing_for_full_lora() -> None:
+    shares = {"kept": [math.nan, 86.24], "kept_low": [math.nan, 84.4], "kept_high": [math.nan, 88.06]}
+    arms = pd.DataFrame({"config": ["B-FP", "B-Q4"], **shares})
+    full, other = with_share_text(arms)["share"]
+    assert pd.isna(full) and other == "86.2 [84.4, 88.1]"
+    assert "share" not in with_share_text(arms[["config"]])
