@@ -23,6 +23,7 @@ from bitrank.planning.planner_studies import PlannerStudy
 from bitrank.planning.planners import planner_names
 from bitrank.planning.study_arms import STUDY_ARMS, StudyArm, find_study_arm
 from bitrank.planning.study_plan_place import plan_dependencies, plan_path
+from bitrank.planning.study_records import config_name
 from bitrank.process.worker import begin_worker
 from bitrank.spec.configs import CONFIGS, PLAN_QUANTIZER, Config, PlannedArm
 from bitrank.spec.inits import INITS
@@ -237,9 +238,9 @@ def longer_cells(specs: Sequence[RunSpec], study: PlannerStudy) -> dict[Cell, st
     for spec in specs:
         for arm, budget in ((arm, budget) for arm in study.arms for budget in study.budgets):
             other = find_study_arm(arm).longer_by
-            if other is None or spec.plan is None or spec.config != f"{arm}-{budget.lstrip('=')}":
+            if other is None or spec.plan is None or spec.config != config_name(arm, budget):
                 continue
-            path = Path(spec.plan).with_name(f"{other}-{budget.lstrip('=')}.json")
+            path = Path(spec.plan).with_name(f"{config_name(other, budget)}.json")
             if not path.exists():
                 raise UserError(
                     f"{spec.config} trains longer by the planning time of {other}, which has no plan at "

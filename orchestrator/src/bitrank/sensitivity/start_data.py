@@ -79,9 +79,9 @@ def _gather(spec: RunSpec, folder: Path) -> None:
         ready = calibration(spec)
         replay = Replay(ready.model, ready.many, ready.forward, real=partial(real_positions, device=device))
         adaptable = {matrix.name for matrix in ready.matrices if matrix.adaptable}
-        # Gradients of encoder-decoders reach their blocks through the embeddings, which are frozen else.
-        by_stack = len({matrix.stack for matrix in ready.matrices if matrix.adaptable}) == 1
-        measured = [m for m in ready.matrices if not by_stack or m.name in adaptable]
+        # Blocks of an encoder-decoder are no chain: their gradients come through the embeddings.
+        one_stack = len({matrix.stack for matrix in ready.matrices if matrix.adaptable}) == 1
+        measured = [m for m in ready.matrices if not one_stack or m.name in adaptable]
         measure_moments(replay, measured, lambda _: release_memory(), keep)
     (folder / _INDEX).write_text(json.dumps({"files": files, "importance": importance}))
 
