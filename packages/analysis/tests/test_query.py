@@ -48,6 +48,11 @@ def test_json_reads_back_and_has_no_nan(uri: str) -> None:
     assert json.loads(nested)[0]["l"] == [1.5, None]
 
 
+def test_json_refuses_columns_of_one_name_instead_of_losing_values(uri: str) -> None:
+    with pytest.raises(AnalysisError, match="got x more than once; name them apart with AS"):
+        query(uri, "SELECT 1 AS x, 2 AS x, 3 AS y", "json")
+
+
 def test_json_keeps_types_and_nesting(uri: str) -> None:
     sql = (
         "SELECT 1.5 AS d, true AS b, sum(2) AS s, {'k': [1, NULL]} AS n, MAP {'a': 1} AS m, "

@@ -38,7 +38,7 @@ _TWO_TO_THREE = (2.0, 3.5)
 _FOUR = (4.0, math.inf)
 _ADAPTER_BYTES = 2  # per parameter of a stored adapter
 # L4Q and trained scales end without adapters, and groups come in few sizes: up to 5 % of a budget is left.
-_BYTES_TOLERANCE = 0.05
+BYTES_TOLERANCE = 0.05
 DIFFERENCE, SHARE = "difference", "share"  # statistics of a claim
 REPORTED = "as reported about"  # begins the source of a claim that others make about a paper
 
@@ -206,7 +206,7 @@ def _condition(claim: Claim, pair: tuple[str, str], table: pd.DataFrame) -> str:
             return f"trains {trained[0]:.2f} % and {trained[1]:.2f} %, not below {claim.trained_below:g} %"
     if claim.share is None:
         candidate, baseline = (float(by_config.loc[name, "stored_mib"]) for name in pair)
-        if not abs(candidate / baseline - 1) <= _BYTES_TOLERANCE:
+        if not abs(candidate / baseline - 1) <= BYTES_TOLERANCE:
             return f"{pair[0]} stores {candidate:.2f} MiB, {pair[1]} {baseline:.2f}: not equal bytes"
     low, high = claim.bits
     bits = float(by_config.loc[pair[0], "bits"])

@@ -161,6 +161,13 @@ def _csv(columns: list[str], rows: Tuples) -> str:
 
 
 def _json(columns: list[str], rows: Tuples) -> str:
+    repeated = sorted({name for name in columns if columns.count(name) > 1})
+    if repeated:
+        # An object has one value for a name; the others would be lost.
+        raise AnalysisError(
+            f"expected different names of columns for JSON, got {', '.join(repeated)} more than once; "
+            "name them apart with AS, or take csv"
+        )
     records = [dict(zip(columns, map(_plain, row), strict=True)) for row in rows]
     return json.dumps(records, indent=1, ensure_ascii=False) + "\n"
 

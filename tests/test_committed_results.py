@@ -1,0 +1,67 @@
+"""The tables of docs/results follow from the bundles and plans that are committed beside them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from bitrank_analysis import write_bundle
+from bitrank_analysis.published import BYTES_TOLERANCE
+from bitrank_analysis.report.planners import planners_report
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results"
+# Folder of a study, its planning file, and what its tables are called after the task.
+STUDIES = (
+    ("allocators", "planning.json", ""),
+    ("allocators/sentences", "planning.json", ""),
+    ("allocators/gptq", "planning.json", ""),
+    ("allocators/lowest-rank", "planning.json", ""),
+    ("systems", "planning-3.5bits.json", "-3.5bits"),
+    ("systems/gptq", "planning.json", ""),
+    ("systems/gora", "planning.json", ""),
+)
+# Studies whose reference ran in another one.
+WITH = {"systems/gora": "systems"}
+
+
+@pytest.mark.parametrize(("folder", "planning", "ending"), STUDIES)
+def test_a_report_made_from_the_bundle_has_the_committed_tables(
+    folder: str, planning: str, ending: str, tmp_path: Path
+) -> None:
+    study, bundle = RESULTS / folder, RESULTS / folder / "evidence"
+    if folder in WITH:
+        parts = [str(bundle), str(RESULTS / WITH[folder] / "evidence")]
+        bundle = tmp_path / "joined"
+        write_bundle(parts, bundle)
+    planners_report(str(bundle), None, [study / planning], tmp_path)
+    tasks = {row["task"] for row in json.loads((study / planning).read_text())["plans"]}
+    for task in sorted(tasks):
+        found, committed = tmp_path / f"{task}.csv", study / f"{task}{ending}.csv"
+        pd.testing.assert_frame_equal(pd.read_csv(found), pd.read_csv(committed), rtol=1e-6)
+
+
+@pytest.mark.parametrize("task", ("movie_sentences", "wiki_articles"))
+def test_a_published_claim_is_tested_only_at_equal_bytes(task: str) -> None:
+    claims = pd.read_csv(RESULTS / "systems" / f"published-{task}.csv")
+    tables = [RESULTS / "systems" / f"{task}{ending}.csv" for ending in ("", "-3.5bits")]
+    arms = pd.concat([pd.read_csv(table) for table in tables])
+    stored = arms.sort_values("seeds").groupby("config")["stored_bytes"].last()
+    tested = claims[(claims["statistic"] == "difference") & claims["value"].notna()]
+    assert len(tested)
+    for row in tested.itertuples():
+        assert stored[row.candidate] == pytest.approx(stored[row.baseline], rel=BYTES_TOLERANCE), row.claim
+
+
+def test_the_readme_gives_the_exact_planner_its_own_perplexities() -> None:
+    arms = pd.read_csv(RESULTS / "allocators" / "wiki_articles.csv").set_index("config")["quality"]
+    text = " ".join((ROOT / "README.md").read_text().split())
+    stated = re.search(
+        r"`exact` has ([\d.]+) .*?uniform pair ([\d.]+); at 4.25 bits ([\d.]+) and ([\d.]+)", text
+    )
+    assert stated is not None
+    names = ("exact-3.5bits", "uniform-3.5bits", "exact-4.25bits", "uniform-4.25bits")
+    assert stated.groups() == tuple(f"{arms[name]:.1f}" for name in names)
