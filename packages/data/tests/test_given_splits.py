@@ -151,3 +151,38 @@ def test_a_folder_with_a_test_split_takes_no_test_file(tmp_path: Path) -> None:
     test = write(folder / "test.jsonl", ROWS[:2])
     with pytest.raises(DataError, match="has a test split already"):
         open_task(str(folder), options=FileOptions(test_file=test))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("-00000-of-00002", "-00001-of-00002"),
+        ("-00000-of-00001-6ef3991c06080e14",),
+        ("_0", "_1"),
+        ("1", "2"),
+        (".01", ".02"),
+    ],
+)
+def test_numbered_files_are_parts_of_a_split(tmp_path: Path, parts: tuple[str, ...]) -> None:
+    write(tmp_path / "task" / "test.jsonl", ROWS[30:])
+    for number, part in enumerate(parts):
+        write(tmp_path / "task" / f"train{part}.jsonl", ROWS[number * 15 : number * 15 + 15])
+    assert sum(sizes(open_task(str(tmp_path / "task"))).values()) == 15 * len(parts) + 10
+
+
+def test_files_with_other_words_after_the_name_of_a_split_are_not_used_and_named(tmp_path: Path) -> None:
+    folder = tmp_path / "task"
+    for name in ("train", "valid", "test"):
+        write(folder / f"{name}.jsonl", ROWS[:10])
+    others = [
+        "dev-old.jsonl",
+        "test.raw.jsonl",
+        "test_predictions.jsonl",
+        "train-v2.jsonl",
+        "train_old.jsonl",
+    ]
+    for name in others:
+        write(folder / name, ROWS)
+    source = open_task(str(folder))
+    assert sizes(source) == {"train": 10, "validation": 10, "test": 10}
+    assert f"files that are not used: {', '.join(others)}" in source.load().report.notes

@@ -16,7 +16,7 @@ from bitrank_data.rows import shown
 from bitrank_data.splitting import TEST, TRAIN, VALIDATION
 
 WHOLE = "whole"  # a file that is split by hash
-# Beginnings of file names in a folder, and the split. A suffix such as -00000-of-00002 may follow.
+# Names of files in a folder, and the split. The number of a part may follow.
 _NAMES = {
     "train": TRAIN,
     "training": TRAIN,
@@ -26,6 +26,9 @@ _NAMES = {
     "dev": VALIDATION,
     "test": TEST,
 }
+# ``train``, ``train-2`` or ``train-00000-of-00002``, with the hash that the hub appends. Other words after
+# the name, as in ``train_old``, may mean anything.
+_PART = re.compile(r"(?P<name>[a-z]+)([-_.]?\d+([-_.]of[-_.]\d+(-[0-9a-f]{16})?)?)?")
 _TICK = 2.0  # seconds; a file that was changed so recently may change again within one tick of its clock
 _DIGESTS: dict[tuple[str, int, int, int, int], bytes] = {}  # a study opens the same file for every run
 
@@ -96,16 +99,18 @@ def _in_folder(folder: Path, has_test: bool) -> TaskFiles:
     by_split: dict[str, tuple[Path, ...]] = {}
     others = []
     for path in files:
-        begin = re.split(r"[-_.]", path.stem, maxsplit=1)[0].lower()
-        if begin in _NAMES:
-            split = _NAMES[begin]
+        part = _PART.fullmatch(path.stem.lower())
+        split = _NAMES.get(part["name"]) if part else None
+        if split is not None:
             by_split[split] = (*by_split.get(split, ()), path)
         else:
             others.append(path.name)
     missing = [split for split in (TRAIN, TEST) if split not in by_split and not (split == TEST and has_test)]
     if missing:
         found = shown([path.name for path in files]) or f"no {', '.join(READERS)} file"
-        expected = "a folder needs files train.* and test.* (validation.* may be missing)"
+        expected = (
+            "a folder needs files called train and test, or train-0, train-1, … (validation may be missing)"
+        )
         raise DataError(f"{folder} is a folder without a file for {missing[0]}: {expected}, found {found}")
     ordered = {split: by_split[split] for split in SPLITS if split in by_split}
     return TaskFiles(ordered, tuple(others))
