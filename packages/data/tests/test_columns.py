@@ -196,3 +196,32 @@ def test_broken_json_is_refused_with_its_row(tmp_path: Path, content: str, messa
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(DataError, match=message):
         open_task(str(tmp_path / "x.json"))
+
+
+def test_a_named_text_beside_a_target_is_refused_as_a_column_text_is(tmp_path: Path) -> None:
+    rows = [{"id": n, "tweet": f"film {n} is good", "target": n % 2} for n in range(30)]
+    path = write(tmp_path / "x.jsonl", rows)
+    expected = (
+        r"has a column 'target' but none called 'label'; found id, tweet, target\. For classification rename "
+        r"'target' to 'label' or name it with --label-column; for language modelling remove it; for "
+        r"sequence-to-sequence call the text 'source'"
+    )
+    with pytest.raises(DataError, match=expected):
+        open_task(path, options=FileOptions(text_column="tweet"))
+    texts = open_task(path, options=FileOptions(text_column="tweet", label_column="target")).load()
+    assert texts.kind == "classification" and texts.classes == ("0", "1")
+
+
+def test_a_named_text_with_a_label_is_classified_beside_a_target(tmp_path: Path) -> None:
+    rows = [{"tweet": f"film {n} is good", "label": n % 2, "target": "x"} for n in range(30)]
+    source = open_task(write(tmp_path / "x.jsonl", rows), options=FileOptions(text_column="tweet"))
+    assert source.kind == "classification"
+
+
+@pytest.mark.parametrize(("text", "target"), [("dialogue", "summary"), ("source", "target")])
+def test_a_named_source_of_a_summary_or_target_is_rewritten_to_it(
+    tmp_path: Path, text: str, target: str
+) -> None:
+    rows = [{text: f"film {n} is good", target: f"film {n}"} for n in range(30)]
+    source = open_task(write(tmp_path / "x.jsonl", rows), options=FileOptions(text_column=text))
+    assert source.kind == "sequence-to-sequence"

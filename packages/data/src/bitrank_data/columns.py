@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from bitrank_data.errors import DataError
 from bitrank_data.kinds import DATA_KINDS
-from bitrank_data.layouts import TEXT, Layout, Naming
+from bitrank_data.layouts import TARGET, TEXT, Layout, Naming
 from bitrank_data.rows import quoted, shown
 
 # Common names of label columns. A file with one of them and no 'label' is not plain text for language
@@ -32,7 +32,7 @@ def layout_of(columns: Sequence[str], naming: Naming, name: str = "the file") ->
     fitting: list[tuple[int, int, str, Layout]] = []
     for kind, entry in DATA_KINDS.items():
         for layout in entry.layouts:
-            named = naming.apply(layout)
+            named = None if _may_be_label(layout, naming) else naming.apply(layout)
             if named is not None and set(named.columns.values()) <= set(columns):
                 fitting.append((len(named.present(columns)), len(fitting), kind, named))
     if not fitting:
@@ -47,13 +47,24 @@ def layout_of(columns: Sequence[str], naming: Naming, name: str = "the file") ->
     return kind, chosen
 
 
+def _may_be_label(layout: Layout, naming: Naming) -> bool:
+    """Whether the target of ``layout`` is called as labels are, and is not beside its usual source.
+
+    A text that the user names is labelled by such a column more often than rewritten to it.
+    """
+    renamed = naming.text not in {(), (layout.columns.get(TEXT),)}
+    return renamed and layout.columns.get(TARGET) in _LIKE_LABEL
+
+
 def _refuse_like_label(name: str, columns: Sequence[str], layout: Layout) -> None:
     near = [column for column in columns if column.strip().casefold() in _LIKE_LABEL]
     if near and set(layout.columns) == {TEXT} and layout.columns[TEXT] not in near:
         like = quoted(near[0])
+        rewriting = "; for sequence-to-sequence call the text 'source'" if near[0] == TARGET else ""
         raise DataError(
             f"{name} has a column {like} but none called 'label'; {_found(columns)}. For classification "
             f"rename {like} to 'label' or name it with --label-column; for language modelling remove it"
+            f"{rewriting}"
         )
 
 
