@@ -82,6 +82,11 @@ def _rendered(dialogue: Dialogue, tokenizer: Any) -> list[Text]:
             prompt = _render(dialogue, turns[:number], tokenizer, prompt=True)
             whole = _render(dialogue, turns[: number + 1], tokenizer, prompt=False)
             _refuse_dropped(dialogue, turns[checked : number + 1], before, whole)
+            if not whole.startswith(prompt):
+                # The prompt for generation is no part of the text, as where it opens a thought. The answer
+                # begins where another answer changes the text; no answer has a NUL character.
+                other = [*turns[:number], Turn(ASSISTANT, "\0")]
+                prompt = _shared(whole, _render(dialogue, other, tokenizer, prompt=False))
             separate.append(_cut(prompt, whole, turn.content.strip()))
             checked, before = number + 1, whole
     text, end = [], ""
@@ -94,12 +99,10 @@ def _rendered(dialogue: Dialogue, tokenizer: Any) -> list[Text]:
 
 
 def _cut(prompt: str, whole: str, answer: str) -> tuple[str, str]:
-    """Context, and answer with its end marker, of the text ``whole``, whose last turn is ``answer``."""
-    if not whole.startswith(prompt):
-        # A template whose prompt for generation is no prefix, such as one that opens a thought. An answer
-        # whose white space the template changes begins where both texts differ.
-        place = whole.rfind(answer)
-        prompt = whole[:place] if place >= 0 else _shared(prompt, whole)
+    """Context, and answer with its end marker, of the text ``whole``, whose last turn is ``answer``.
+
+    ``whole`` begins with ``prompt``.
+    """
     body = whole[len(prompt) :]
     closed = body.rstrip()
     # White space after an end marker separates turns; without a marker it may belong to the answer.
