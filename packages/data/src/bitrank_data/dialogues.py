@@ -73,7 +73,12 @@ def _joined(text: Text) -> str:
 
 
 def _answered(text: Text, offsets: Sequence[tuple[int, int]]) -> list[bool] | None:
-    """Whether each token is of an answer; None if a token crosses a border."""
+    """Whether each token is of an answer; None if a token crosses a border.
+
+    A token begins where the one before it ends: some tokenizers of bytes give the offsets of ``Ġyes`` without
+    its space (``trim_offsets``). With a tokenizer that drops white space, the word after it crosses a border
+    between them too, and its segments have the same tokens one by one.
+    """
     borders, flags, end = [], [], 0
     for segment in text:
         if not segment.text:
@@ -81,8 +86,9 @@ def _answered(text: Text, offsets: Sequence[tuple[int, int]]) -> list[bool] | No
         end += len(segment.text)
         borders.append(end)
         flags.append(segment.is_answer)
-    inside, place = [], 0
+    inside, place, covered = [], 0, 0
     for start, stop in offsets:
+        start, covered = min(start, covered), max(covered, stop)
         while place < len(borders) - 1 and start >= borders[place]:
             place += 1
         if stop > borders[place] and flags[place] != flags[min(place + 1, len(flags) - 1)]:
