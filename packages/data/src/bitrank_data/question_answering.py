@@ -81,7 +81,11 @@ def _fields_of_cells(cells: Mapping[str, Any]) -> dict[str, Any]:
 def _placed_answers(fields: Mapping[str, Any], context: str) -> tuple[list[str], list[int]]:
     answers, places = _answers(fields)
     starts = [_start(answer, place, context) for answer, place in zip(answers, places, strict=True)]
-    return answers, starts
+    # Tokens may not cover white space at the ends of a context, and tokens of bytes begin with that before
+    # a word: no such token is of an answer that the white space ends.
+    before = [len(answer) - len(answer.lstrip()) for answer in answers]
+    stripped = [answer.strip() for answer in answers]
+    return stripped, [start + space for start, space in zip(starts, before, strict=True)]
 
 
 def _answers(fields: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
