@@ -17,6 +17,7 @@ from bitrank.spec.parse import parse_bytes, parse_setting
 from bitrank.spec.plan_file import valid_plan
 from bitrank.spec.profiles import PROFILES
 from bitrank.spec.run_spec import RunSpec
+from bitrank_data import DataError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -198,6 +199,12 @@ def test_data_that_no_task_reads_is_rejected(tmp_path: Path) -> None:
         matrix(SMOKE, ["B-FP"], ["toy_sentences"], [0], {"data": str(tmp_path)})
     specs = matrix(SMOKE, ["B-FP"], ["toy_sentences", "sst2"], [0], {"data": str(tmp_path)})
     assert [spec.data for spec in specs] == [None, str(tmp_path)]
+
+
+def test_a_local_copy_that_does_not_exist_is_refused_before_a_run_is_made() -> None:
+    expected = "cannot load sst2 from the local folder glue: there is no such folder"
+    with pytest.raises(DataError, match=expected):
+        matrix(SMOKE, ["B-FP"], ["toy_sentences", "sst2"], [0], {"data": "glue"})
 
 
 def test_a_spec_made_by_hand_is_checked_like_one_from_the_command_line() -> None:

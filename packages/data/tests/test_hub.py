@@ -246,3 +246,27 @@ def test_an_instruction_that_is_no_text_is_refused_with_its_row(tmp_path) -> Non
         open_task("alpaca", str(tmp_path / "alpaca")).load()
     with pytest.raises(DataError, match="dolly needs the column 'context' in train"):
         open_task("dolly", str(tmp_path / "alpaca")).load()
+
+
+@pytest.mark.parametrize("name", ["glue", "my-copies/sst2", "copy.csv"])
+def test_a_local_copy_that_is_no_folder_is_refused_before_anything_is_loaded(
+    tmp_path, monkeypatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "copy.csv").write_text("sentence,label")
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("loaded from the hub"))
+    expected = (
+        f"cannot load sst2 from the local folder {name}: (there is no such folder|it is a file); give a"
+    )
+    with pytest.raises(DataError, match=expected):
+        open_task("sst2", name)
+
+
+def test_a_local_copy_is_read_by_its_absolute_path(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "glue").mkdir()
+    asked: list[str] = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda place: asked.append(place) or {})
+    with pytest.raises(DataError, match="sst2 needs a split 'train'"):
+        open_task("sst2", "glue").load()
+    assert asked == [str(tmp_path / "glue")]

@@ -21,7 +21,7 @@ from bitrank_data.conversations import instruction_layout
 from bitrank_data.corpora.groups import connected, split_groups
 from bitrank_data.errors import DataError
 from bitrank_data.examples import SPLITS, TRAIN, DataReport, Example, Source, Texts, row_name
-from bitrank_data.hub_files import HubFiles, Read, Repository
+from bitrank_data.hub_files import LOCAL_COPY, HubFiles, Read, Repository
 from bitrank_data.hub_official_splits import CNN_DAILYMAIL, MRPC, RTE, SQUAD, WMT14, given_splits
 from bitrank_data.kinds import (
     CLASSIFICATION,
@@ -43,8 +43,12 @@ def hub_source(name: str, folder: Path | None = None, commit: str | None = None)
     """The hub task ``name``.
 
     ``folder`` holds a copy (``save_to_disk``, or train/validation/test data files). ``commit`` is that of the
-    repository; by default that of the cached copy, which is downloaded if there is none.
+    repository; by default that of the cached copy, which is downloaded if there is none. Raises
+    :class:`DataError` if ``folder`` is none: the library datasets would read a repository of that name.
     """
+    if folder is not None and not folder.is_dir():
+        problem = "it is a file" if folder.exists() else "there is no such folder"
+        raise DataError(f"cannot load {name} from the local folder {folder}: {problem}; {LOCAL_COPY}")
     task = HUB[name]
     files = HubFiles(name, task.repository, folder, commit)
     return Source(name, task.kind, files.fingerprint, partial(task.load, files.read), task.about)

@@ -18,7 +18,7 @@ from bitrank_data.errors import DataError
 from bitrank_data.hub_cache import cached_commit, hub_snapshot
 
 _BUILDERS = {".parquet": "parquet", ".jsonl": "json"}  # suffix → builder of the library datasets
-_LOCAL_COPY = (
+LOCAL_COPY = (
     "give a local copy with --data FOLDER (saved with save_to_disk, or train/validation/test files in CSV, "
     "JSONL or Parquet)"
 )
@@ -71,7 +71,7 @@ class HubFiles:
                 elif (self.folder / "dataset_dict.json").is_file():
                     data = datasets.load_from_disk(str(self.folder))
                 else:
-                    data = datasets.load_dataset(str(self.folder))
+                    data = datasets.load_dataset(str(self.folder.absolute()))
         except DataError:
             raise
         except Exception as error:
@@ -95,7 +95,7 @@ class HubFiles:
         for split, found in files.items():
             if not found:
                 missing = pattern.format(split=split)
-                raise DataError(f"{self.task}: {self._place(commit)} has no {missing}; {_LOCAL_COPY}")
+                raise DataError(f"{self.task}: {self._place(commit)} has no {missing}; {LOCAL_COPY}")
         return files
 
     def _snapshot(self, commit: str | None) -> Path:
@@ -111,7 +111,7 @@ class HubFiles:
 
     def _not_loaded(self, place: str, error: Exception) -> DataError:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return DataError(f"cannot load {self.task} from {place}: {reason}; {_LOCAL_COPY}")
+        return DataError(f"cannot load {self.task} from {place}: {reason}; {LOCAL_COPY}")
 
     def _check(self, data: Any, columns: tuple[str, ...]) -> None:
         for split in self.repository.splits:
