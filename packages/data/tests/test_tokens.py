@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bitrank_data import DataError, Example, Source, Texts, TokenisedTask, damaged, open_task, tokenise
+from bitrank_data.conversations import dialogue
 from bitrank_data.tokens import added_tokens
 from tokenizers import Tokenizer, pre_tokenizers, processors
 from tokenizers.models import BPE, WordLevel
@@ -236,3 +237,50 @@ def test_split_without_a_class_raises_data_error(tokenizer: PreTrainedTokenizerF
     texts = Texts("classification", {"train": both, "validation": both[:1], "test": both}, ("no", "yes"))
     with pytest.raises(DataError, match="the class 'no' has no text in validation"):
         tokenise(Source("mine", "classification", lambda: "0", lambda: texts), tokenizer, 8)
+
+
+def special(**names: str) -> PreTrainedTokenizerFast:
+    """Word tokenizer that adds no tokens; <a> and <b> are special, and ``names`` gives their use."""
+    vocabulary = {word: n for n, word in enumerate(["[UNK]", "<a>", "<b>", "a", "b"])}
+    words = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.add_special_tokens(["[UNK]", "<a>", "<b>"])
+    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", **names)
+
+
+@pytest.mark.parametrize("role", ["bos_token", "mask_token", "pad_token", "eos_token", "sep_token"])
+def test_cache_key_contains_every_special_token(cache: Path, role: str) -> None:
+    for name in ("<a>", "<b>", "<a>"):
+        tokenise(source_of("a b"), special(**{role: name}), 4)
+    assert len(list((cache / "tokens").glob("mine-*"))) == 2
+
+
+def test_a_changed_bos_token_gives_the_texts_of_the_template_with_it(tmp_path: Path) -> None:
+    first = special(bos_token="<a>")
+    first.chat_template = "{{ bos_token }}{% for m in messages %} {{ m.content }} {% endfor %}"
+    first.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(file.read_text().replace("<a>", "<b>"))
+    second = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    dialogues = [dialogue("0", None, [("user", "a"), ("assistant", "b")], "chat")]
+    texts = Texts("instruction-following", dict.fromkeys(("train", "validation", "test"), dialogues))
+    source = Source("mine", texts.kind, lambda: "0", lambda: texts)
+    assert sequences(tokenise(source, first, 8)) == [[1, 3, 4]]
+    assert sequences(tokenise(source, second, 8)) == [[2, 3, 4]]
+
+
+def test_splits_with_more_than_a_fifth_of_unknown_tokens_are_reported() -> None:
+    texts = {
+        "train": [Example("0", "кот a b b"), Example("1", "a b a b")],
+        "validation": [Example("2", "кот a b b b")],
+        "test": [Example("3", "кот спит на a")],
+    }
+    source = Source("mine", "language-modelling", lambda: "0", lambda: Texts("language-modelling", texts))
+    assert tokenise(source, special(), 8).report.notes == (
+        "many tokens are unknown to the tokenizer ([UNK]): 75 % of test; the model cannot tell these words "
+        "apart; give one whose tokenizer knows the language of the texts",
+    )
+
+
+def test_an_unknown_token_with_another_use_is_not_counted() -> None:
+    assert tokenise(source_of("кот a"), special(eos_token="[UNK]"), 8).report.notes == ()

@@ -23,9 +23,10 @@ class SplitWriter:
     """Writes the sequences of one split. In memory are an offset, a label, an id and the record of each.
 
     ``classes`` are the labels of sequences and tokens so far, and ``largest_id`` is the largest token id.
+    ``unknown`` counts the tokens ``unknown_id``.
     """
 
-    def __init__(self, folder: Path, split: str) -> None:
+    def __init__(self, folder: Path, split: str, unknown_id: int | None = None) -> None:
         self._folder, self._split = folder, split
         self._files: dict[str, IO[bytes]] = {}
         for name in _ARRAYS:
@@ -35,11 +36,17 @@ class SplitWriter:
         self._records: dict[str, dict[str, Any]] = {}
         self.classes: set[int] = set()
         self.largest_id = 0
+        self._unknown_id, self.unknown = unknown_id, 0
 
     @property
     def sequences(self) -> int:
         """Number of sequences so far."""
         return len(self._offsets) - 1
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens so far."""
+        return self._offsets[-1]
 
     def record(self, id_: str, texts: dict[str, Any]) -> None:
         """Keep the ``texts`` that the evaluation of an example needs."""
@@ -54,6 +61,8 @@ class SplitWriter:
         self._ids += id_.encode()
         self._id_ends.append(len(self._ids))
         self.largest_id = max(self.largest_id, int(np.max(piece.tokens)))
+        if self._unknown_id is not None:
+            self.unknown += int(np.count_nonzero(np.asarray(piece.tokens) == self._unknown_id))
         if label is not None:
             self._labels.append(label)
             self.classes.add(label)

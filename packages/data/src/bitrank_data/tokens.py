@@ -27,6 +27,7 @@ from bitrank_data.kinds import DataKind, data_kind
 from bitrank_data.rows import quoted
 from bitrank_data.sequences import Cutting, TokenSplit
 from bitrank_data.token_files import SplitWriter, read_split
+from bitrank_data.unknown_tokens import unknown_id, unknown_note
 
 _BATCH = 1000  # texts that are tokenized at once
 _BATCH_CHARACTERS = 2_000_000  # fewer texts if they are long
@@ -129,8 +130,10 @@ def _key(source: Source, tokenizer: Any, cutting: Cutting) -> str:
         state.pop(passing, None)  # state of the last call, not part of the vocabulary
     vocabulary = json.dumps(state, sort_keys=True)
     # transformers stores these beside the vocabulary and uses them in each call.
-    names = ("truncation_side", "split_special_tokens", "chat_template", "eos_token")
+    names = ("truncation_side", "split_special_tokens", "chat_template")
     options = [str(getattr(tokenizer, name, None)) for name in names]
+    # Chat templates print them, endings are EOS, and masked probing has the mask.
+    options.append(json.dumps(getattr(tokenizer, "special_tokens_map", {}), sort_keys=True, default=str))
     how = json.dumps(asdict(cutting), sort_keys=True)
     code = code_digest() + _code_of(data_kind(source.kind))
     text = "\0".join((source.name, source.kind, source.fingerprint(), vocabulary, *options, how, code))
@@ -151,8 +154,9 @@ def _write(folder: Path, source: Source, tokenizer: Any, cutting: Cutting) -> No
     notes: list[str] = []
     left_out: list[str] = []
     largest = 0
+    unknown: dict[str, float] = {}
     for split in SPLITS:
-        writer = SplitWriter(folder, split)
+        writer = SplitWriter(folder, split, unknown_id(tokenizer))
         # Training needs no texts.
         record = kind.record if split != TRAIN else None
         try:
@@ -172,8 +176,9 @@ def _write(folder: Path, source: Source, tokenizer: Any, cutting: Cutting) -> No
             raise DataError(f"{source.name}: no text left for {split}{reason}; {needed}")
         notes += _absent_classes(source.name, split, writer.classes, texts)
         largest = max(largest, writer.largest_id)
+        unknown[split] = writer.unknown / writer.tokens
         lost.update(counts)
-    notes = [*kind.notes(texts.splits["train"][0], tokenizer), *notes]
+    notes = [*kind.notes(texts.splits["train"][0], tokenizer), *notes, *unknown_note(unknown, tokenizer)]
     lost_notes = _lost_notes(lost, cutting.max_length)
     if left_out:
         lost_notes += (_left_out_note(left_out, kind, texts),)
