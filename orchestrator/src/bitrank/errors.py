@@ -96,6 +96,13 @@ def shortened(value: object, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
+def first_line(error: Exception) -> str:
+    """The first line of the message of ``error``, after the name of a class that says more than a message."""
+    line = (str(error).strip().splitlines() or [""])[0]
+    is_plain = line and isinstance(error, OSError | ValueError)
+    return line if is_plain else f"{type(error).__name__}: {line}".removesuffix(": ")
+
+
 def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UserError:
     """The error for a name that is not among ``known``, with the nearest that are."""
     names = list(known)

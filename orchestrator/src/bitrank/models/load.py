@@ -27,6 +27,7 @@ from bitrank.models.labels import class_names, row_order
 from bitrank.models.locate import cannot_load, folder_of, locate, quiet_transformers
 from bitrank.models.meta_model import class_of
 from bitrank.models.padding import set_padding
+from bitrank.models.tokenizer_files import has_vocabulary, no_tokenizer
 from bitrank.models.weights import Filler
 from bitrank.spec.run_spec import RunSpec
 from bitrank.spec.task_kinds import task_kind
@@ -58,15 +59,14 @@ def load_tokenizer(name: str) -> Any:
     quiet_transformers()
     place = locate(name)
     try:
-        return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-    except (OSError, ValueError, RecursionError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    except Exception as error:  # a file of another form raises errors of any class
         if Path(place).is_dir():
-            raise UserError(
-                f"{name} has no tokenizer that can be loaded: expected tokenizer.json, or the files of a "
-                "tokenizer that transformers knows, beside its config.json; copy them from the model that it "
-                "was made from"
-            ) from error
+            raise UserError(no_tokenizer(name, Path(place), error)) from error
         raise UserError(cannot_load(name, error)) from error
+    if Path(place).is_dir() and not has_vocabulary(Path(place), tokenizer):
+        raise UserError(no_tokenizer(name, Path(place)))
+    return tokenizer
 
 
 def open_model(spec: RunSpec, classes: int | Sequence[str], device: str, dtype: torch.dtype) -> Loaded:

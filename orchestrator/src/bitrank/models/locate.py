@@ -15,16 +15,16 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
 from transformers.utils import logging as transformers_logging
 
-from bitrank.errors import UserError
+from bitrank.errors import UserError, first_line
 from bitrank.models.architectures import config_of
 from bitrank.models.stored_tensors import weight_files
 from bitrank.spec.embedded_models import EMBEDDED_MODELS
+from bitrank.spec.inputs import TEXT_FILES
 from bitrank.spec.provenance import code_hash
 from bitrank.spec.tiny_models import TINY, build_tiny
 
-_TEXTS = {".json", ".txt", ".model", ".tiktoken"}  # configuration and tokenizer
 _PINNED = re.compile(r"(?P<repository>[^@]+)@(?P<commit>[0-9a-f]{40})")
-_FETCHED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja")
+_FETCHED = ("*.safetensors", "*.jinja", *(f"*{ending}" for ending in sorted(TEXT_FILES)))
 
 
 def locate(name: str) -> str:
@@ -82,7 +82,7 @@ def weights_fingerprint(name: str) -> str:
     """
     folder = folder_of(name)
     weights = weight_files(folder, config_of(name, str(folder)))
-    texts = [path for path in folder.iterdir() if path.is_file() and path.suffix in _TEXTS]
+    texts = [path for path in folder.iterdir() if path.is_file() and path.suffix in TEXT_FILES]
     digest = hashlib.sha256()
     for path in sorted({*weights, *texts}):
         digest.update(path.name.encode())
@@ -117,7 +117,7 @@ _CONVERTED = {"smollm2": _smollm2}  # embedded models whose asset is not in hub 
 
 
 def cannot_load(name: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0]
+    reason = first_line(error)
     known = ", ".join(EMBEDDED_MODELS)
     return (
         f"cannot load the model {name!r}: {reason} Give a folder in hub format, a hub id that can be "

@@ -45,9 +45,11 @@ if TYPE_CHECKING:
 
 _CONTENT, _HUB = "content:", "hub:"
 _HUB_SECONDS = 10.0  # timeout of a request to the hub
+# Endings of the files of configuration and tokenizer, by the names that transformers' tokenizers give them.
+TEXT_FILES = {".json", ".txt", ".model", ".tiktoken", ".codes", ".spm", ".tokenizer"}
 # Files of a model folder that may be loaded: weights, configuration and tokenizer. Notes and images in the
 # folder are not part of the digest.
-_MODEL_FILES = {".safetensors", ".bin", ".gguf", ".json", ".txt", ".model", ".jinja", ".py"}
+_MODEL_FILES = {".safetensors", ".bin", ".gguf", *TEXT_FILES, ".jinja", ".py"}
 
 
 def data_digest(task: str, data: str | None = None, test_file: str | None = None) -> str | None:
