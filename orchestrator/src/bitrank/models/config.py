@@ -33,6 +33,10 @@ def task_config(name: str, kind: str, labels: list[str], dropout: float | None) 
         config.num_labels = len(labels)
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: number for number, label in enumerate(labels)}
+        if not task_kind(kind).outputs:
+            # A checkpoint's regression or several labels would stay in the exported classifier, whose users
+            # then get logits or independent sigmoids instead of probabilities of the classes.
+            config.problem_type = "single_label_classification"
     _set_dropout(config, dropout)
     return config, stored
 
