@@ -60,6 +60,13 @@ def test_the_limit_on_trained_numbers_holds_for_a_config_alone(model: tuple[str,
     assert json.loads(capsys.readouterr().out)["trainable"] == 24_576
 
 
+def test_two_numbers_of_a_random_plan_are_two_plans(model: tuple[str, str], capsys: Any) -> None:
+    random = (*model, "--budget", "9bits", "--planner", "random-plan")
+    plans = [planned(capsys, *random, "--random-plan-number", number) for number in "0101"]
+    chosen = [(plan["precision"], plan["ranks"]) for plan in plans]
+    assert chosen[0] == chosen[2] != chosen[1] == chosen[3]
+
+
 def test_conflicts_are_rejected(model: tuple[str, str], capsys: Any) -> None:
     def rejected(*arguments: str) -> str:
         assert main(["plan", *model, "--budget", "5bits", *arguments]) == 2

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from bitrank.cli.main import _parser, main
-from bitrank.cli.plan_request import config_spec, measured_spec
+from bitrank.cli.plan_request import config_spec, measured_spec, plan_request
 from bitrank.cli.settings import parsed_settings
+from bitrank.planning.make_plan import match_pins
 
 RUN = ("run", "--profile", "smoke", "--task", "toy_sentences", "--config", "B-FP")
 MATRIX = ("matrix", "--profile", "smoke", "--configs", "B-FP,B-Q4", "--tasks", "toy_sentences")
@@ -112,6 +113,20 @@ def test_pins_of_one_name_are_joined(capsys: pytest.CaptureFixture[str], order: 
     plan = json.loads(capsys.readouterr().out)
     chosen = {(plan["precision"][name], plan["ranks"][name]) for name in plan["precision"] if "query" in name}
     assert chosen == {("int8", 4)}
+
+
+def test_the_place_of_a_repeated_pin_is_its_own() -> None:
+    """``:16`` comes after ``:4`` and replaces it; ``int8`` of the first pin stays."""
+    pins = ["down_proj=int8", "layers.0=:4", "down_proj=:16"]
+    arguments = _parser().parse_args([*PLAN, *[word for pin in pins for word in ("--pin", pin)]])
+    given = plan_request(arguments, "9bits").pins
+    assert match_pins(given, ["layers.0.down_proj", "layers.0.up_proj", "layers.1.down_proj"]) == {
+        "layers.0.down_proj": ("int8", 16),
+        "layers.0.up_proj": (None, 4),
+        "layers.1.down_proj": ("int8", 16),
+    }
+    between = _parser().parse_args([*PLAN, "--pin", "q=int8", "--pin", "layers.0=nf4", "--pin", "q=:16"])
+    assert match_pins(plan_request(between, "9bits").pins, ["layers.0.q"]) == {"layers.0.q": ("nf4", 16)}
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_every_point_is_the_plan_of_its_budget_and_tables_are_measured_once(
     assert costs == sorted(costs, reverse=True)  # equal costs and more bytes: never more loss
 
 
-def test_a_text_that_is_no_budget_is_an_error_before_anything_is_measured(
+def test_an_invalid_request_is_an_error_before_anything_is_measured(
     spec: RunSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "measure", lambda *_: pytest.fail("measured"))
@@ -83,3 +83,5 @@ def test_a_text_that_is_no_budget_is_an_error_before_anything_is_measured(
         measured_curve(spec, PlanRequest("9bits"), ["9bits", "many"])
     with pytest.raises(UserError, match="unknown planner 'exat'"):
         measured_curve(spec, PlanRequest("9bits", "exat"), ["9bits"])
+    with pytest.raises(UserError, match="the planner 'uniform' does not minimise predicted loss"):
+        measured_curve(spec, PlanRequest("9bits", "uniform", learning="probe"), ["9bits"])

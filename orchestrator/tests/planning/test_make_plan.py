@@ -9,7 +9,7 @@ import pytest
 from bitrank.errors import UserError
 from bitrank.planning import make_plan as module
 from bitrank.planning.costs import Choices
-from bitrank.planning.make_plan import Pins, PlanRequest, make_plan, match_pins
+from bitrank.planning.make_plan import Pin, PlanRequest, make_plan, match_pins
 from bitrank.sensitivity.tables import Tables
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import PROFILES
@@ -30,7 +30,7 @@ def test_pins_are_in_every_problem_that_is_calibrated(
 
     monkeypatch.setattr(module, "calibrate_costs", calibrate)
     name = next(m.name for m in tables.matrices if m.layer == 0)
-    request = PlanRequest("9bits", choices=CHOICES, pins={name: ("int6-g64-dq", 4)})
+    request = PlanRequest("9bits", choices=CHOICES, pins=[(name, ("int6-g64-dq", 4))])
     result = make_plan(spec, request)
     assert len(calibrated) == 2
     for problem in (*calibrated, result.problem):
@@ -56,7 +56,11 @@ def test_both_costs_are_calibrated_and_differ(
 
 def test_of_two_pins_for_a_matrix_the_later_one_replaces_what_it_gives() -> None:
     names = ["layers.0.q_proj", "layers.1.q_proj", "layers.0.up_proj"]
-    pins: Pins = {"layers.0": ("int8", None), "q_proj": (None, 16), "layers.0.q": ("bf16", None)}
+    pins: list[tuple[str, Pin]] = [
+        ("layers.0", ("int8", None)),
+        ("q_proj", (None, 16)),
+        ("layers.0.q", ("bf16", None)),
+    ]
     assert match_pins(pins, names) == {
         "layers.0.q_proj": ("bf16", 16),
         "layers.0.up_proj": ("int8", None),

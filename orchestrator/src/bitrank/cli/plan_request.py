@@ -17,7 +17,7 @@ from bitrank.spec.run_spec import FILE_OPTIONS, RunSpec
 from bitrank.spec.task_kinds import LANGUAGE_MODELLING
 
 if TYPE_CHECKING:  # imports torch
-    from bitrank.planning.make_plan import PlanRequest
+    from bitrank.planning.make_plan import Pin, PlanRequest
 
 
 def measured_spec(arguments: argparse.Namespace) -> RunSpec:
@@ -71,19 +71,20 @@ def print_progress(step: str) -> None:
     print(f"measuring {step}" if ":" not in step else step, end=end, file=sys.stderr, flush=True)
 
 
-def _pins(texts: list[str]) -> dict[str, tuple[str | None, int | None]]:
-    pins: dict[str, tuple[str | None, int | None]] = {}
-    for text in texts:
-        part, fmt, rank = _pin(text)
-        before, known = pins.get(part, (None, None))
+def _pins(texts: list[str]) -> list[tuple[str, Pin]]:
+    """The pins in the order of ``texts``, in which later ones replace earlier ones of the same matrices."""
+    pins = [_pin(text) for text in texts]
+    given: dict[str, Pin] = {}
+    for part, (fmt, rank) in pins:
+        before, known = given.get(part, (None, None))
         for old, new in ((before, fmt), (known, rank)):
             if None not in (old, new) and old != new:
                 raise UserError(f"the pins of {part!r} disagree: {old} and {new}; give one of them")
-        pins[part] = (before if fmt is None else fmt, known if rank is None else rank)
+        given[part] = (before if fmt is None else fmt, known if rank is None else rank)
     return pins
 
 
-def _pin(text: str) -> tuple[str, str | None, int | None]:
+def _pin(text: str) -> tuple[str, Pin]:
     part, equals, choice = text.partition("=")
     fmt, _, rank = choice.partition(":")
     is_rank = re.fullmatch(r"\d{0,5}", rank, re.ASCII) is not None
@@ -92,4 +93,4 @@ def _pin(text: str) -> tuple[str, str | None, int | None]:
             "expected a pin like down_proj=int4-g64-dq:16, down_proj=int8 or down_proj=:16, got "
             f"{shortened(text)}"
         )
-    return part, fmt or None, int(rank) if rank else None
+    return part, (fmt or None, int(rank) if rank else None)

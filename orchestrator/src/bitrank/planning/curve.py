@@ -12,8 +12,7 @@ from bitrank_trainer import pin_threads
 from bitrank.errors import UserError
 from bitrank.planning.budget import NOTHING_TRAINS, Sizes, parse_budget, sizes_of
 from bitrank.planning.from_config import plan_from_config, sizes_from_config
-from bitrank.planning.make_plan import PlanRequest, check_planner, plan_from_tables
-from bitrank.planning.restrictions import ties_for
+from bitrank.planning.make_plan import PlanRequest, check_request, plan_from_tables
 from bitrank.sensitivity.measure import measure, measured_formats
 from bitrank.spec.run_spec import RunSpec
 
@@ -59,9 +58,9 @@ def measured_curve(
     """Measure the model once and make the plan of ``request`` for each of ``budgets``.
 
     A budget without a plan is a point with an error; the others are planned. Raises :class:`UserError` for an
-    unknown planner, and for a text that denotes no budget, before anything is measured.
+    invalid request, and for a text that denotes no budget, before anything is measured.
     """
-    check_planner(request.planner, ties_for(request.runtime, request.ties))
+    check_request(request)
     pin_threads(spec.threads)
     sizes = sizes_of(spec)
     nbytes = {text: parse_budget(text, sizes) for text in budgets}

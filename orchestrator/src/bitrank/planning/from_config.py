@@ -106,9 +106,9 @@ def plan_from_config(spec: RunSpec, request: PlanRequest) -> tuple[Plan, Problem
     problem, sizes = outlined_problem(spec, request.budget, request.choices)
     problem = replace(problem, max_trainable=request.max_trainable)
     problem = restricted(problem, request.runtime, request.ties)
-    problem = problem.pinned(match_pins(request.pins or {}, [item.name for item in problem.items]))
+    problem = problem.pinned(match_pins(request.pins, [item.name for item in problem.items]))
     # These planners read the problem alone.
-    plan = plan_by(request.planner, problem, None, Effort(request.seconds))  # type: ignore[arg-type]
+    plan = plan_by(request.planner, problem, None, Effort(request.seconds), request.draw)  # type: ignore[arg-type]
     return plan, problem, sizes
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from bitrank.spec.provenance import code_hash
 from bitrank.spec.races import RACES
 from bitrank.spec.run_spec import RunSpec
 
-Pins = Mapping[str, tuple[str | None, int | None]]
+Pin = tuple[str | None, int | None]  # format, rank; None leaves the choice to the planner
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,17 @@ class PlanRequest:
     """A request for a plan.
 
     ``planner`` is one of :func:`~bitrank.planning.planners.planner_names`, ``budget`` a text for
-    :func:`parse_budget`, and ``pins`` maps a part of a module's name to its choice. A search may evaluate
-    ``evaluations`` plans of ``steps`` optimizer steps each; the exact planner may run for ``seconds``.
-    ``ties`` and ``runtime`` are names of :mod:`bitrank.planning.restrictions`, ``learning`` is one of
-    :data:`~bitrank.spec.learning.LEARNING`. ``draw`` is the number of a random plan.
+    :func:`parse_budget`, and ``pins`` are pairs of a part of a module's name and its choice. A search may
+    evaluate ``evaluations`` plans of ``steps`` optimizer steps each; the exact planner may run for
+    ``seconds``. ``ties`` and ``runtime`` are names of :mod:`bitrank.planning.restrictions`, ``learning`` is
+    one of :data:`~bitrank.spec.learning.LEARNING`. ``draw`` is the number of a random plan.
     """
 
     budget: str
     planner: str = "exact"
     choices: Choices = field(default_factory=Choices)
     max_trainable: int | None = None
-    pins: Pins | None = None
+    pins: Sequence[tuple[str, Pin]] = ()
     evaluations: int = 24
     steps: int = 10
     seconds: float = Effort.seconds
@@ -87,8 +87,7 @@ def make_plan(
     Raises :class:`UserError` for an invalid request, and :class:`~bitrank_planner.PlanError` if no plan fits
     the budget.
     """
-    check_planner(request.planner, ties_for(request.runtime, request.ties))
-    _check_learning(request)
+    check_request(request)
     pin_threads(spec.threads)
     sizes = sizes_of(spec)
     parse_budget(request.budget, sizes)  # an invalid one is an error before the measurement
@@ -140,6 +139,12 @@ def plan_from_tables(
     return PlanResult(chosen, problem, sizes, tables, calibrating + found.seconds, found.value)
 
 
+def check_request(request: PlanRequest) -> None:
+    """Raise :class:`UserError` for an unknown planner, and for ties or a cost of learning that it ignores."""
+    check_planner(request.planner, ties_for(request.runtime, request.ties))
+    _check_learning(request)
+
+
 def check_planner(name: str, ties: Sequence[str] = ()) -> None:
     """Raise :class:`UserError` unless a planner is called ``name`` and can keep ``ties``."""
     names = planner_names()
@@ -172,7 +177,7 @@ def _problem(tables: Tables, sizes: Sizes, budget: int, request: PlanRequest) ->
     """Return the problem with its pins: costs are calibrated at plans that keep them."""
     problem = make_problem(tables, sizes, budget, request.choices, request.max_trainable)
     problem = restricted(problem, request.runtime, request.ties)
-    return problem.pinned(match_pins(request.pins or {}, [item.name for item in problem.items]))
+    return problem.pinned(match_pins(request.pins, [item.name for item in problem.items]))
 
 
 def _journal(problem: Problem, spec: RunSpec, request: PlanRequest) -> Path:
@@ -190,14 +195,14 @@ def _journal(problem: Problem, spec: RunSpec, request: PlanRequest) -> Path:
     return folder / f"{request.planner}-{Path(spec.model).name}-{spec.task_name}-{key}.jsonl"
 
 
-def match_pins(pins: Pins, names: list[str]) -> dict[str, tuple[str | None, int | None]]:
-    """Return pins by full matrix name; a pin applies to every matrix whose name contains its key.
+def match_pins(pins: Iterable[tuple[str, Pin]], names: list[str]) -> dict[str, Pin]:
+    """Return pins by full matrix name; a pin applies to every matrix whose name contains its part.
 
     Of two pins for a matrix, the later one replaces what it gives itself: a format, a rank, or both. Raises
-    :class:`UserError` if a key matches no matrix.
+    :class:`UserError` if a part matches no matrix.
     """
-    whole: dict[str, tuple[str | None, int | None]] = {}
-    for part, (fmt, rank) in pins.items():
+    whole: dict[str, Pin] = {}
+    for part, (fmt, rank) in pins:
         hits = [name for name in names if part in name]
         if not hits:
             raise UserError(f"no matrix has {part!r} in its name; names look like {', '.join(names[:3])}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from bitrank.errors import unknown
-from bitrank.planning.make_plan import Pins, PlanRequest
+from bitrank.planning.make_plan import Pin, PlanRequest
 from bitrank.planning.restrictions import choices_for
 from bitrank.spec.inits import PLANNED_INITS
 from bitrank.spec.run_spec import RunSpec
@@ -24,7 +24,7 @@ class PlanOptions(TypedDict, total=False):
     max_rank: int | None
     ties: tuple[str, ...]
     runtime: str
-    pins: Pins | None
+    pins: Mapping[str, Pin] | None
     max_trainable: int | None
     profile: str
     settings: Mapping[str, Any] | None
@@ -61,7 +61,7 @@ def request_from_options(budget: str, chosen: PlanOptions) -> PlanRequest:
         chosen["planner"],
         choices_for(init, chosen["formats"], chosen["ranks"], runtime, chosen["max_rank"]),
         chosen["max_trainable"],
-        chosen["pins"],
+        tuple((chosen["pins"] or {}).items()),
         ties=tuple(chosen["ties"]),
         runtime=runtime,
         learning=chosen["learning"],

@@ -53,7 +53,7 @@ def request_from_spec(spec: RunSpec) -> PlanRequest:
         planner=data["planner"],
         choices=choices_for(spec.init, data["formats"], data["ranks"] or None),
         max_trainable=data["max_trainable"],
-        pins={part: (choice[0], choice[1]) for part, choice in data["pins"].items()},
+        pins=[(part, (choice[0], choice[1])) for part, choice in data["pins"].items()],
         evaluations=data["evaluations"],
         steps=data["steps"],
         seconds=data["seconds"],
