@@ -226,7 +226,7 @@ def test_plan_file_with_the_name_of_a_config_is_refused(tmp_path: Path) -> None:
     """Its runs would replace those of the config in every table."""
     path = tmp_path / "B-Q4.json"
     path.write_text(json.dumps(PLAN))
-    with pytest.raises(UserError, match=r"called as the config B-Q4.*rename the file"):
+    with pytest.raises(UserError, match=r"called as the config B-Q4.*give the file another name"):
         make_spec(SMOKE, "", "toy_sentences", {"plan": str(path)})
     path.rename(tmp_path / "mine.json")
     assert make_spec(SMOKE, "", "toy_sentences", {"plan": str(tmp_path / "mine.json")}).config == "mine"

@@ -10,6 +10,7 @@ from bitrank.cli.help import exact_planners, formats, list_names, planners, quan
 from bitrank.cli.options import add_field, add_file_options
 from bitrank.cli.plan_output import Planned, show_plan
 from bitrank.cli.plan_request import config_spec, measured_spec, plan_request, print_progress
+from bitrank.cli.plan_save import check_plan_file
 from bitrank.errors import UserError
 from bitrank.process.fast_imports import quick_imports
 from bitrank.spec.embedded_models import EMBEDDED_MODELS
@@ -203,6 +204,8 @@ def act(arguments: argparse.Namespace) -> int:
         from bitrank.cli.plan_curve import show_curve
 
         return show_curve(arguments, outline)
+    if arguments.save is not None:
+        check_plan_file(arguments.save)
     return _plan_from_config(arguments) if outline else _plan_from_measurements(arguments)
 
 

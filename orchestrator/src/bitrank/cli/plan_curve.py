@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from bitrank.cli.plan_request import config_spec, measured_spec, plan_request, print_progress
+from bitrank.cli.plan_save import make_plans_folder
 from bitrank.errors import UserError
 from bitrank.spec.run_spec import RunSpec
 
@@ -28,6 +29,13 @@ def show_curve(arguments: argparse.Namespace, outline: bool) -> int:
     from bitrank.planning.curve import curve_data, measured_curve, outlined_curve
     from bitrank.terminal import console
 
+    if arguments.matrices:
+        raise UserError(
+            "--matrices lists the matrices of one plan: give --budget, or leave --matrices out (the files of "
+            "--save have every matrix)"
+        )
+    if arguments.save is not None:
+        make_plans_folder(arguments.save)
     budgets = list(dict.fromkeys(arguments.budgets))
     request = plan_request(arguments, budgets[0])
     if outline:
@@ -78,12 +86,6 @@ def _save(
     from bitrank.spec.plan_file import plan_data, save_plan
 
     folder: Path = arguments.save
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot make the folder {folder}: {error.strerror}; with --budgets, --save takes a folder"
-        ) from error
     for point in curve.points:
         if point.plan is not None:
             content = plan_data(

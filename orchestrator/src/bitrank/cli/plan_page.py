@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bitrank_data import write_atomically
 
 from bitrank.errors import UserError
+from bitrank.spec.plan_file import plan_stem
 
 if TYPE_CHECKING:  # imports torch and pandas
     from bitrank_analysis.report import PlanSection
@@ -22,13 +23,12 @@ _SUFFIX = ".html"
 
 def page_path(plan: Path) -> Path:
     """The page beside the file ``plan``; never ``plan`` itself."""
-    beside = plan.with_suffix(_SUFFIX)
-    return beside if beside != plan else plan.with_name(plan.name + _SUFFIX)
+    return plan.with_name(plan_stem(plan) + _SUFFIX)
 
 
 def save_plan_page(path: Path, model: str, plan: Plan, sizes: Sizes, facts: Mapping[str, str]) -> None:
     """Write the page of one ``plan`` for ``model``; ``facts`` are its predicted figures by label."""
-    _write(path, f"Plan for {_name(model)}", [_section(path.stem, plan, sizes, facts)])
+    _write(path, f"Plan for {_name(model)}", [_section(path.name.removesuffix(_SUFFIX), plan, sizes, facts)])
 
 
 def save_curve_page(path: Path, model: str, curve: Curve, points: Sequence[Mapping[str, Any]]) -> None:

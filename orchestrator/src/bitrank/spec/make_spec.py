@@ -14,7 +14,7 @@ from bitrank.errors import UserError, unknown
 from bitrank.spec.configs import CONFIGS, Arm, Config, PlannedArm, find_arm
 from bitrank.spec.inits import INITS, PLANNED_INITS
 from bitrank.spec.inputs import data_digest, located, model_digest
-from bitrank.spec.plan_file import valid_plan
+from bitrank.spec.plan_file import plan_stem, valid_plan
 from bitrank.spec.profiles import Profile
 from bitrank.spec.rules import SIXTEEN, Sixteen
 from bitrank.spec.run_spec import DIGESTS, FILE_OPTIONS, TUNED, RunSpec
@@ -48,7 +48,7 @@ def make_spec(
     options = FileOptions(**{key: given[key] for key in FILE_OPTIONS if key in given})
     source = open_task(task, given.get("data"), options, kind=given.pop("kind", None))
     plan = given.get("plan")
-    name = _name_of_plan(Path(plan)) if plan else config
+    name = name_of_plan(Path(plan)) if plan else config
     planned = _fields_of_plan(Path(plan)) if plan else {}
     tuned = {key: given[key] for key in TUNED if given.get(key, False) is not False}
     arm = find_arm(config, plan, tuned)
@@ -72,14 +72,15 @@ def refuse(settings: Iterable[str], reasons: Mapping[str, str]) -> None:
             raise UserError(f"{key} is no setting here: {reasons[key]}")
 
 
-def _name_of_plan(path: Path) -> str:
-    """The stem of a plan file, which names the arm. Raises :class:`UserError` for the name of a config."""
-    if path.stem in CONFIGS:
+def name_of_plan(path: Path) -> str:
+    """The name of the arm of a plan file. Raises :class:`UserError` for the name of a config."""
+    name = plan_stem(path)
+    if name in CONFIGS:
         raise UserError(
-            f"{path.name} is called as the config {path.stem}, so the two would be one arm in every table; "
-            "rename the file"
+            f"{path.name} is called as the config {name}, so the two would be one arm in every table; "
+            "give the file another name"
         )
-    return path.stem
+    return name
 
 
 def _fields_of_arm(arm: Arm) -> dict[str, Any]:

@@ -57,6 +57,11 @@ def plan_data(
     }
 
 
+def plan_stem(path: Path) -> str:
+    """The name of a plan file without ``.json``; no other ending is removed: ``plan-3.5bits`` has none."""
+    return path.stem if path.suffix.lower() == ".json" else path.name
+
+
 def save_plan(data: dict[str, Any], path: Path) -> None:
     """Write ``data`` to ``path`` atomically. Raises :class:`UserError` if the file cannot be written."""
     try:

@@ -1,0 +1,46 @@
+"""What ``bitrank plan --save`` can write, checked before anything is measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bitrank_data import write_atomically
+
+from bitrank.errors import UserError
+from bitrank.spec.make_spec import name_of_plan
+
+
+def check_plan_file(path: Path) -> None:
+    """Raise :class:`UserError` if ``path`` cannot be written, or has a name that no run can use."""
+    if path.is_dir():
+        raise UserError(
+            f"cannot write the plan to {path}: it is a folder; give a file with --save, such as "
+            f"{path / 'plan.json'}"
+        )
+    name_of_plan(path)
+    try:
+        _check_writable(path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the plan to {path}: {error.strerror}; give another path with --save"
+        ) from error
+
+
+def make_plans_folder(folder: Path) -> None:
+    """Make the folder of the plans of several budgets; raises :class:`UserError` if it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_writable(folder / "curve.json")
+    except OSError as error:
+        raise UserError(
+            f"cannot write plans to {folder}: {error.strerror}; with --budgets, --save takes a folder"
+        ) from error
+
+
+def _check_writable(path: Path) -> None:
+    """Write a file beside ``path`` and remove it: only this finds every reason of a full or closed disk."""
+    trial = path.with_name(f".{path.name}.writable")
+    try:
+        write_atomically(trial, "")
+    finally:
+        trial.unlink(missing_ok=True)
