@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bitrank_adapters import check_ranks
-from bitrank_quant import Float, block_matrices, parse_format, weight_matrices
+from bitrank_quant import OVERRIDES, Float, WeightMatrix, block_matrices, parse_format, weight_matrices
 
 from bitrank.errors import UserError
 from bitrank.models.locate import locate
@@ -37,6 +37,7 @@ def _check_plan(spec: RunSpec) -> None:
     check_names(formats, [matrix.name for matrix in matrices], trained)
     for text in set(formats.values()):
         parse_format(text)
+    _check_tied(formats, matrices, spec.quant_backend)
     blocks = block_matrices(model)
     ranks = config.rank.assign_ranks(blocks)
     shapes = {matrix.name: matrix.shape for matrix in blocks}
@@ -44,6 +45,21 @@ def _check_plan(spec: RunSpec) -> None:
     config.rank.check_formats(formats, ranks)
     if INITS[spec.init].splits:
         _check_quantized(formats, ranks, spec.init)
+
+
+def _check_tied(formats: Formats, matrices: Sequence[WeightMatrix], quant_backend: str) -> None:
+    """Raise :class:`UserError` if modules that share one weight would have it in two formats."""
+    replaced = OVERRIDES[quant_backend].format
+    for matrix in matrices:
+        if matrix.name not in formats or matrix.tied_to not in formats:
+            continue
+        pair = [parse_format(formats[name]) for name in (matrix.name, matrix.tied_to)]
+        stored = {str(one) if isinstance(one, Float) else replaced or str(one) for one in pair}
+        if len(stored) > 1:
+            raise UserError(
+                f"{matrix.name} shares its weight with {matrix.tied_to}: expected one format, got {pair[0]} "
+                f"and {pair[1]}; give the format to {matrix.tied_to} and leave {matrix.name} out"
+            )
 
 
 def _check_quantized(formats: Formats, ranks: Ranks, init: str) -> None:
