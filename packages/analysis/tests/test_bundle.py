@@ -99,6 +99,45 @@ def test_parts_of_an_experiment_give_the_bundle_of_the_whole(maker: Any, tmp_pat
     assert contents(write_bundle(bundles, tmp_path / "again")) == whole
 
 
+def test_of_two_versions_of_a_run_the_finished_one_is_kept_in_any_order(maker: Any, tmp_path: Path) -> None:
+    """The older copy was made while one run was running; a third copy has no files."""
+    running = maker.classifier("B-FP", [True, False], status="RUNNING", metrics={"eval/acc": 0.1})
+    maker.classifier("B-Q4", [True, False])
+    shutil.copytree(maker.folder, tmp_path / "old", ignore=shutil.ignore_patterns("old"))
+    maker.sqlite.execute("UPDATE runs SET status = 'FINISHED', end_time = 9000 WHERE run_uuid = ?", [running])
+    maker.sqlite.execute("UPDATE metrics SET value = 0.5 WHERE run_uuid = ?", [running])
+    maker.sqlite.commit()
+    (tmp_path / "bare").mkdir()
+    shutil.copy(maker.folder / "mlflow.db", tmp_path / "bare")
+    moved = f"REPLACE(artifact_uri, '{maker.folder}', '{tmp_path / 'bare'}')"
+    with sqlite3.connect(tmp_path / "bare" / "mlflow.db") as database:
+        database.execute(f"UPDATE runs SET artifact_uri = {moved}")
+    alone = contents(write_bundle(str(maker.folder), tmp_path / "alone"))
+    places = [str(tmp_path / "old"), str(maker.folder), str(tmp_path / "bare")]
+    for number, order in enumerate((places, places[::-1], [places[1], places[0], places[2]])):
+        notices: list[str] = []
+        joined = write_bundle(order, tmp_path / f"joined-{number}", on_notice=notices.append)
+        assert contents(joined) == alone
+        assert notices == [
+            "runs with different versions in these stores: 2, such as B-FP movies s0; the finished version "
+            "is kept, or else the one that ended last"
+        ]
+    status = "SELECT status FROM runs WHERE run_name LIKE 'B-FP%'"
+    assert open_store(str(joined)).sql(status).fetchall() == [("FINISHED",)]
+
+
+def test_of_two_unfinished_versions_the_one_that_ended_last_is_kept(maker: Any, tmp_path: Path) -> None:
+    run = maker.classifier("B-FP", [True, False], status="KILLED")
+    maker.classifier("B-Q4", [True, False])
+    shutil.copytree(maker.folder, tmp_path / "later", ignore=shutil.ignore_patterns("later"))
+    with sqlite3.connect(tmp_path / "later" / "mlflow.db") as database:
+        database.execute("UPDATE runs SET status = 'FAILED', end_time = 9000 WHERE run_uuid = ?", [run])
+    for order in ([maker.folder, tmp_path / "later"], [tmp_path / "later", maker.folder]):
+        joined = write_bundle([str(place) for place in order], tmp_path / "joined")
+        status = "SELECT status FROM runs WHERE run_name LIKE 'B-FP%'"
+        assert open_store(str(joined)).sql(status).fetchall() == [("FAILED",)]
+
+
 def test_parts_of_different_experiments_are_refused(bundle: Path, maker: Any, tmp_path: Path) -> None:
     maker.sqlite.execute("UPDATE experiments SET name = 'bitrank-other'")
     maker.sqlite.commit()

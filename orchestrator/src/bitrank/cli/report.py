@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -248,11 +249,15 @@ def _paper(arguments: argparse.Namespace) -> int:
 def _evidence(arguments: argparse.Namespace) -> int:
     from bitrank_analysis import write_bundle
 
-    folder = write_bundle(arguments.store or ["runs"], arguments.out, _experiment(arguments))
+    folder = write_bundle(arguments.store or ["runs"], arguments.out, _experiment(arguments), _print_notice)
     mib = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
     digest = json.loads((folder / "evidence.json").read_text(encoding="utf-8"))["digest"]
     print(f"evidence: {folder.resolve()} ({mib:.1f} MiB, digest {digest[:12]})")
     return 0
+
+
+def _print_notice(text: str) -> None:
+    print(f"bitrank: {text}", file=sys.stderr)
 
 
 def _experiment(arguments: argparse.Namespace) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import duckdb
@@ -27,7 +27,7 @@ from bitrank_analysis.artifacts import (
 from bitrank_analysis.bundle import MANIFEST, VERSION, digest_of, is_bundle
 from bitrank_analysis.errors import AnalysisError, masked
 from bitrank_analysis.files import write_atomically
-from bitrank_analysis.join_bundles import by_columns, joined, sorted_rows
+from bitrank_analysis.join_bundles import by_columns, different_versions, joined, sorted_rows
 from bitrank_analysis.store import open_store
 from bitrank_analysis.study import load_study
 
@@ -45,13 +45,19 @@ _FIELDS = ("model", "task", "data", "plan", "test_file")  # fields of a spec tha
 _TEXT_FILES = (RANKS, PLAN, SPEC, CONTINUATIONS)
 
 
-def write_bundle(stores: str | Sequence[str], out_folder: Path | str, experiment: str | None = None) -> Path:
+def write_bundle(
+    stores: str | Sequence[str],
+    out_folder: Path | str,
+    experiment: str | None = None,
+    on_notice: Callable[[str], None] = lambda _: None,
+) -> Path:
     """Write the bundle of ``experiment`` (or of the only one) into ``out_folder``; returns the folder.
 
     Several ``stores`` or bundles are the parts of one experiment. The same results give the same bytes,
-    however they are divided. An earlier bundle in the folder is replaced. Raises :class:`AnalysisError` as
-    :func:`~bitrank_analysis.load_study` does, if the parts are of different experiments, and if the folder
-    has other files.
+    however they are divided. Of a run in several parts the finished version is kept, or else the one that
+    ended last; ``on_notice`` gets a sentence on runs whose versions differ. An earlier bundle in the folder
+    is replaced. Raises :class:`AnalysisError` as :func:`~bitrank_analysis.load_study` does, if the parts are
+    of different experiments, and if the folder has other files.
     """
     parts = {uri: _read(uri, experiment) for uri in ([stores] if isinstance(stores, str) else stores)}
     names = {name for name, _ in parts.values()}
@@ -59,7 +65,13 @@ def write_bundle(stores: str | Sequence[str], out_folder: Path | str, experiment
         each = ", ".join(f"{name} in {masked(uri)}" for uri, (name, _) in parts.items())
         raise AnalysisError(f"expected parts of one experiment, got {each}; choose one with --experiment")
     (name,) = names
-    tables = joined([tables for _, tables in parts.values()])
+    each_part = [tables for _, tables in parts.values()]
+    if different := different_versions(each_part):
+        on_notice(
+            f"runs with different versions in these stores: {len(different)}, such as {different[0]}; the "
+            "finished version is kept, or else the one that ended last"
+        )
+    tables = joined(each_part)
     folder = Path(out_folder)
     try:
         _empty(folder)
