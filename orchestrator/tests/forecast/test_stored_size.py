@@ -10,7 +10,7 @@ import torch
 from bitrank.cli.main import main
 from bitrank.forecast.dry_run import unplanned_model
 from bitrank.forecast.model_shapes import model_shapes
-from bitrank.forecast.stored_size import Storage, base_bytes, held_by_torch, stored_size
+from bitrank.forecast.stored_size import Storage, base_bytes, held_by_torch, mask_bytes, stored_size
 from bitrank.models.load import open_model
 from bitrank.models.locate import locate
 from bitrank.process.compute import Compute
@@ -36,6 +36,7 @@ from bitrank_quant import (
     weight_matrices,
 )
 from torch import nn
+from transformers import AutoModelForCausalLM, GPTNeoConfig, LlamaConfig
 
 TASKS = ("toy_sentences", "toy_articles")
 ODD = ((128, 64), (33, 64), (7, 192), (40, 96), (5, 7), (64, 100), (1, 64), (1, 65), (2, 64), (300, 320))
@@ -122,6 +123,39 @@ def test_model_shapes_equal_those_of_the_built_model(task: str, tmp_path: Path) 
     lone_config = tmp_path / "config.json"  # without weights, new modules follow from the structure
     shutil.copy(Path(place) / "config.json", lone_config)
     assert model_shapes(str(lone_config), spec.kind, 2, torch.float32) == shapes
+
+
+def test_causal_masks_in_buffers_are_memory_and_no_stored_bytes(tmp_path: Path) -> None:
+    """GPT-Neo has one in each layer, of one byte for each pair of positions; no file stores them."""
+    fixed = {}
+    for positions in (64, 128):
+        config = GPTNeoConfig(
+            hidden_size=32,
+            num_layers=2,
+            attention_types=[[["global", "local"], 1]],
+            num_heads=4,
+            max_position_embeddings=positions,
+            vocab_size=100,
+        )
+        built = AutoModelForCausalLM.from_config(config)
+        config.save_pretrained(tmp_path / str(positions))
+        shapes = model_shapes(str(tmp_path / str(positions)), "language-modelling", dtype=torch.float32)
+        assert {m.name: m.shape for m in shapes.matrices}["transformer.wpe"] == (positions, 32)
+        full_bytes = sum(4 * m.shape[0] * m.shape[1] for m in shapes.matrices)
+        assert stored_bytes(built).total == shapes.fixed + full_bytes == 4 * shapes.parameters
+        assert mask_bytes(built) == 2 * positions**2
+        fixed[positions] = shapes.fixed
+    assert fixed[64] == fixed[128]
+
+
+def test_rotary_frequencies_in_buffers_are_counted() -> None:
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, vocab_size=100
+    )
+    built = AutoModelForCausalLM.from_config(config)
+    buffers = sum(buffer.numel() * buffer.element_size() for buffer in built.buffers())
+    assert stored_bytes(built).total == 4 * sum(p.numel() for p in built.parameters()) + buffers
+    assert buffers >= 4 * 8 and mask_bytes(built) == 0
 
 
 @pytest.mark.parametrize("backend", ["auto", "none", "cpu-4bit", "cpu-int8"])

@@ -18,7 +18,7 @@ from bitrank_quant import WeightMatrix, block_matrices, weight_matrices
 
 from bitrank.forecast.dry_run import Stage, Unplanned, dry_run, unplanned_model
 from bitrank.forecast.import_memory import import_memory
-from bitrank.forecast.stored_size import Storage, base_bytes
+from bitrank.forecast.stored_size import Storage, base_bytes, mask_bytes
 from bitrank.forecast.training_time import TrainingTime, training_time
 from bitrank.forecast.workload import Workload, heaviest, workload
 from bitrank.process.compute import Compute
@@ -63,7 +63,7 @@ class Forecast:
                      without weights
         imports      the process before it has a model: libraries, tokenizer and tokens; 0 for an
                      accelerator, which has its own memory
-        overhead     compiled products, library pages, and growth of the heap beyond the live bytes
+        overhead     compiled products, library pages, growth of the heap beyond the live bytes, and masks
 
     ``trainable`` counts parameters. ``seconds`` is the duration of the whole run, and ``basis`` describes the
     data or measurement that it is derived from.
@@ -134,8 +134,9 @@ def _of_plan(
         # The constants describe the CPU heap. An accelerator has a different allocator, for which the
         # overhead has not been measured.
         overhead = 0
+    overhead += mask_bytes(model)
     training = stored + adapted.nbytes + adapted.gradients + adapted.optimizer + activations + overhead
-    loading = stored + 4 * largest
+    loading = stored + mask_bytes(model) + 4 * largest
     return Forecast(
         stored, adapted.nbytes, adapted.gradients, adapted.optimizer, activations, imports, overhead,
         imports + max(training, loading), adapted.numbers, took.seconds, took.basis,

@@ -18,6 +18,7 @@ from bitrank_quant import (
     WeightMatrix,
     check_fits,
     choose_backend,
+    is_mask,
     left_out,
     override_for,
     parse_format,
@@ -101,14 +102,21 @@ def rest_bytes(model: nn.Module, without: set[str], trained_modules: Collection[
             size = 4 if is_norm(module) else parameter.element_size()
             size = min(size, 2) if id(parameter) in narrow else size
             sizes[id(parameter)] = parameter.numel() * size
-    return sum(size for key, size in sizes.items() if key not in taken) + _buffers(model)
+    return sum(size for key, size in sizes.items() if key not in taken) + _buffers(model, masks=False)
 
 
-def _buffers(model: nn.Module) -> int:
+def mask_bytes(model: nn.Module) -> int:
+    """Return the bytes of boolean masks in ``model``, which are in memory and not among the stored bytes."""
+    return _buffers(model, masks=True)
+
+
+def _buffers(model: nn.Module, *, masks: bool) -> int:
     sizes: dict[Any, int] = {}
-    for buffer in model.buffers():
-        storage = buffer.untyped_storage()
-        sizes[_place(buffer)] = storage.nbytes() if buffer.numel() else 0
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if is_mask(module, name) == masks:
+                storage = buffer.untyped_storage()
+                sizes[_place(buffer)] = storage.nbytes() if buffer.numel() else 0
     return sum(sizes.values())
 
 

@@ -63,6 +63,7 @@ __all__ = [
     "followers",
     "has_layers",
     "imitated_format",
+    "is_mask",
     "kernels_status",
     "left_out",
     "little_endian_words",

@@ -1,7 +1,8 @@
 """Count the bytes that a model stores: codes, scales, nested scales, and unquantized tensors.
 
 Every storage reachable from a module counts once, so tied weights count once. Tensors inside tensor
-subclasses are included; each backend lists the tensors that its library keeps elsewhere.
+subclasses are included; each backend lists the tensors that its library keeps elsewhere. Masks that no file
+stores are not counted: runtimes make their own, and GPT-Neo's take the square of the longest text in a layer.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ class Footprint:
 
 
 def stored_bytes(model: nn.Module) -> Footprint:
-    """Bytes of all parameters, buffers and hidden quantization state of ``model``, each storage once."""
+    """Bytes of all parameters, buffers and hidden quantization state of ``model``, each storage once.
+
+    Buffers for which :func:`is_mask` holds are left out.
+    """
     seen: set[tuple[torch.device, int]] = set()
     modules: dict[str, int] = {}
     for name, module in model.named_modules():
@@ -40,8 +44,15 @@ def stored_bytes(model: nn.Module) -> Footprint:
     return Footprint(sum(modules.values()), modules)
 
 
+def is_mask(module: nn.Module, name: str) -> bool:
+    """Whether the buffer ``name`` of ``module`` is boolean and part of no file, such as a causal mask."""
+    buffer = module._buffers[name]
+    return buffer is not None and buffer.dtype == torch.bool and name in module._non_persistent_buffers_set
+
+
 def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
-    for tensor in (*module._parameters.values(), *module._buffers.values()):
+    buffers = [buffer for name, buffer in module._buffers.items() if not is_mask(module, name)]
+    for tensor in (*module._parameters.values(), *buffers):
         if tensor is not None:
             yield from _leaves(tensor)
     backend = backend_of(module)

@@ -24,7 +24,7 @@ from bitrank_quant.backends.probe import Trial, probe, try_format
 from bitrank_quant.backends.reference import QuantEmbedding, QuantLinear, QuantWeight, encode_in_parts
 from bitrank_quant.backends.registry import BACKENDS, REFERENCE
 from bitrank_quant.errors import QuantError
-from bitrank_quant.footprint import Footprint, stored_bytes
+from bitrank_quant.footprint import Footprint, is_mask, stored_bytes
 from bitrank_quant.formats.base import Format
 from bitrank_quant.formats.codebook import Codebook
 from bitrank_quant.formats.float import Float, float_format
