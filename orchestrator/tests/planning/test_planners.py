@@ -40,6 +40,33 @@ def test_modelopt_like_plan_is_the_best_by_scores_alone_with_fused_matrices_in_o
     assert plan.cost >= exact(problem).cost * (1 - 1e-6), "its costs are those of the problem"
 
 
+@pytest.fixture(scope="module")
+def crossed(problem: Problem, tables: Tables) -> Problem:
+    """``problem`` with matrices of cross-attention, one of them tied to a matrix of another format."""
+    items = [
+        replace(item, role="cross-attention") if item.layer == 1 and item.role == "attention" else item
+        for item in problem.items
+    ]
+    free = modelopt_like(replace(problem, items=tuple(items)), tables).precision
+    crosses = [item.name for item in items if item.role == "cross-attention"]
+    pairs = [(name, other) for name in crosses for other in free if free[name] != free[other]]
+    return replace(problem, items=tuple(items), ties=(pairs[0],))
+
+
+@pytest.mark.parametrize("name", [name for name, planner in PLANNERS.items() if planner.keeps_ties])
+def test_planners_that_keep_ties_keep_those_of_cross_attention(
+    crossed: Problem, tables: Tables, name: str
+) -> None:
+    wide = replace(crossed, budget=10**9)
+    try:
+        plan = plan_by(name, crossed, tables, Effort())
+    except PlanError:  # the budget has no room for 8 bits everywhere
+        plan = plan_by(name, wide, tables, Effort())
+        assert wide.fits(plan) and plan.nbytes > crossed.budget
+    else:
+        assert crossed.fits(plan)
+
+
 def test_bits_at_the_lowest_rank_are_the_exact_plan_of_a_problem_that_offers_this_rank_alone(
     spec: RunSpec, tables: Tables, problem: Problem
 ) -> None:

@@ -104,7 +104,9 @@ def modelopt_like(problem: Problem, tables: Tables, effort: Effort | None = None
     scored = replace(problem, items=tuple(_scored(item, tables) for item in problem.items))
     names = [item.name for item in problem.items if item.role != "cross-attention"]
     groups = [group for tie in TIES for group in present_groups(names, tie)]
-    tied = replace(bits_only(scored, FIXED_RANK), ties=tuple(groups))
+    given = {name for tie in problem.ties for name in tie}
+    own = [group for group in groups if given.isdisjoint(group)]
+    tied = replace(bits_only(scored, FIXED_RANK), ties=(*problem.ties, *own))
     plan = exact(tied, effort)
     return problem.find(plan.precision, plan.ranks, "modelopt-like")
 
