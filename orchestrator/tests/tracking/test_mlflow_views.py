@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 from bitrank.process.run_folder import seal
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import PROFILES
+from bitrank.spec.task_kinds import task_kind
 from bitrank.tracking.mlflow_tracker import Tracker
-from bitrank.tracking.mlflow_views import saved_task_views, three_digits
+from bitrank.tracking.mlflow_views import saved_task_views, task_views, three_digits
 from bitrank.tracking.store import open_store
 
 
@@ -35,6 +37,16 @@ def test_three_significant_digits(value: float, text: str) -> None:
 def _state(tags: dict[str, str], key: str) -> dict[str, Any]:
     packed = json.loads(tags[f"mlflow.sharedViewState.{key}"])["state"].removeprefix("deflate;")
     return dict(json.loads(zlib.decompress(base64.b64decode(packed))))
+
+
+def test_every_task_has_views_of_its_own(tmp_path: Path) -> None:
+    """Names in other alphabets, and long ones, have the same characters that a key may have."""
+    tasks = ["отзывы", "бланки", "кинофильмы", "reviews", "a" * 60, "a" * 61]
+    metric = task_kind("classification").metric
+    keys = [view.key for task in tasks for view in task_views(task, metric)]
+    assert len(set(keys)) == 2 * len(tasks)
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]{1,80}", key) for key in keys)
+    assert keys[6:10] == ["task-reviews", "charts-reviews", f"task-{'a' * 60}", f"charts-{'a' * 60}"]
 
 
 def test_each_task_has_a_leaderboard_sorted_by_its_quality(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ browser test checks it.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import math
 import re
@@ -93,7 +94,7 @@ def task_views(task: str, metric: TaskMetric) -> tuple[View, View]:
     quality = f"eval/{metric.key}"
     quote = '"' if "'" in task else "'"
     search = f"tags.task = {quote}{task}{quote}"
-    key = re.sub(r"[^A-Za-z0-9_.-]", "_", task)[:60]  # file names may have characters that tags may not
+    key = _view_key(task)
     board = View(
         f"task-{key}",
         f"{task}, best first",
@@ -106,6 +107,14 @@ def task_views(task: str, metric: TaskMetric) -> tuple[View, View]:
     )
     charts = View(f"charts-{key}", f"{task}, charts", (quality, *_FIRST_COSTS), chart=True, search=search)
     return board, charts
+
+
+def _view_key(task: str) -> str:
+    """``task`` as part of a tag's key, which takes fewer characters than a file's name; a hash tells tasks
+    apart that differ only in the others.
+    """
+    key = re.sub(r"[^A-Za-z0-9_.-]", "_", task)[:60]
+    return key if key == task else f"{key}-{hashlib.sha256(task.encode()).hexdigest()[:8]}"
 
 
 def experiment_views() -> tuple[View, ...]:
