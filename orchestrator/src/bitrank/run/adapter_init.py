@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 
 import numpy as np
 import torch
@@ -24,8 +22,7 @@ from bitrank_quant import block_matrices
 from torch import Tensor, nn
 
 from bitrank.process.compute import scale_of
-from bitrank.process.worker import begin_worker
-from bitrank.run.measure_in_subprocess import measure_in_subprocess
+from bitrank.run.measure_in_subprocess import call_in_subprocess, measure_in_subprocess
 from bitrank.run.quantizers import ROUNDING, stored_moments
 from bitrank.sensitivity.measure import is_measured, measure
 from bitrank.sensitivity.start_data import StartData, gather_start_data, start_data_place
@@ -153,8 +150,7 @@ def fisher_weights(spec: RunSpec) -> Weights:
         spec = replace(spec, quantizer=ROUNDING)
     if is_measured(spec):
         return {name: (moments.row_O, moments.column_I) for name, moments in measure(spec).moments.items()}
-    with ProcessPoolExecutor(1, get_context("spawn"), initializer=begin_worker) as pool:
-        arrays = pool.submit(_measured, spec).result()
+    arrays = call_in_subprocess(_measured, spec)
     return {
         name: (torch.from_numpy(row_O), torch.from_numpy(column_I))
         for name, (row_O, column_I) in arrays.items()
