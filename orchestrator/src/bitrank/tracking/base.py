@@ -58,8 +58,8 @@ def open_tracking(store: str, profile: str, work: Path, wandb: bool = False) -> 
     is requested without its library or key.
     """
     if not wandb or os.environ.get("WANDB_MODE") == "disabled":
-        return Tracker(open_store(store), store, profile)
+        return Tracker(open_store(store, for_runs=True), store, profile)
     from bitrank.tracking.wandb_tracker import PairTracker, WandbTracker
 
     second = WandbTracker(work)  # created first, so that its errors precede the creation of a store
-    return PairTracker(Tracker(open_store(store), store, profile), second)
+    return PairTracker(Tracker(open_store(store, for_runs=True), store, profile), second)

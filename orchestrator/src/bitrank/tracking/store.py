@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from bitrank.errors import UserError, disk_problem, masked
+from bitrank.tracking.moved_store import follow_store
 from bitrank.tracking.sqlite_store import has_store, make_store, migrate
 
 if TYPE_CHECKING:
@@ -104,9 +105,11 @@ def _database_of(uri: str) -> Path:
     return Path(path).resolve()
 
 
-def open_store(store: str) -> MlflowClient:
+def open_store(store: str, *, for_runs: bool = False) -> MlflowClient:
     """Open a client for ``store`` (see :meth:`Store.parse`); a SQLite file is created if it does not exist.
 
+    ``for_runs``: files of runs will be written, beside the SQLite file also if it was moved. A command that
+    only reads changes no places: the store may be in use under another path, in a container.
     Raises :class:`UserError` if the store cannot be written, is not an MLflow store, or does not answer.
     """
     parsed = Store.parse(store)
@@ -126,6 +129,8 @@ def open_store(store: str) -> MlflowClient:
             if not has_store(path):
                 make_store(path, _create)
             migrate(path, parsed.uri)
+            if for_runs and parsed.artifact_uri is not None:
+                follow_store(path, parsed.artifact_uri)
             return _checked(MlflowClient(parsed.uri), parsed.shown)
     except (OSError, sqlite3.Error) as error:
         raise UserError(_cannot_write(path, disk_problem(error) or str(error))) from error
