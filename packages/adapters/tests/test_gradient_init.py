@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -87,6 +88,42 @@ def test_remainder_and_adapter_of_lora_ga_are_the_matrix(make, blocks, ids, poli
     for name, layer in adapted(model):
         assert torch.allclose(effective_weight(layer), before[name], atol=1e-5)
         assert not torch.allclose(layer.base_layer.weight, before[name], atol=1e-2)
+
+
+def decaying(rows: int, columns: int, least: float) -> Tensor:
+    """A matrix whose singular values fall from 1 to ``least`` by one factor."""
+    source = torch.Generator().manual_seed(0)
+    sides = [torch.linalg.qr(torch.randn(n, 32, generator=source).double())[0] for n in (rows, columns)]
+    return ((sides[0] * torch.logspace(0, math.log10(least), 32)) @ sides[1].T).float()
+
+
+def part_of(gradient_OI: Tensor) -> Tensor:
+    """What LoRA-GA takes out of a matrix."""
+    start = GradientStart({"m": RANK}, lambda name: gradient_OI, SCALE)
+    return -start.split("m", torch.zeros_like(gradient_OI), exact)
+
+
+@pytest.mark.parametrize("shape", [(96, 64), (64, 64), (48, 96)])
+def test_the_part_of_lora_ga_does_not_depend_on_rounding_or_threads(shape: tuple[int, int]) -> None:
+    """Else a resumed run and an export would put the trained adapter over another base."""
+    gradient_OI, threads = decaying(*shape, 1e-3), torch.get_num_threads()
+    part_OI = part_of(gradient_OI)
+    noise_OI = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            for other_OI in (gradient_OI, gradient_OI * (1 + 1e-7 * noise_OI)):
+                assert float((part_of(other_OI) - part_OI).norm()) < 1e-3 * float(part_OI.norm())
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_the_part_of_lora_ga_does_not_depend_on_the_order_of_sums() -> None:
+    """Gradients of classifiers have singular values this small among the first 16."""
+    gradient_OI = decaying(96, 64, 1e-10)
+    order = torch.randperm(96, generator=torch.Generator().manual_seed(2))
+    part_OI = part_of(gradient_OI)
+    assert float((part_of(gradient_OI[order]) - part_OI[order]).norm()) < 1e-3 * float(part_OI.norm())
 
 
 def test_lora_ga_needs_two_singular_vectors_for_each_rank() -> None:

@@ -3,7 +3,9 @@
 LoRA-GA (Wang et al. 2024) chooses A and B so that the first step of the product follows a step of full
 fine-tuning: from the singular triplets G = U Σ Vᵀ, A has the first r rows of Vᵀ and B the columns r to 2r of
 U, both times d_out^¼/√γ with γ = 16, and s · B A is taken out of the matrix (the authors' code, direction
-``ArB2r`` and scale ``stable``).
+``ArB2r`` and scale ``stable``). Vector r + i of U meets vector i of V, so the product depends on the signs of
+the triplets: the largest entry of each vector of V is positive. A resumed run and an export compute the part
+again, and must find the same one.
 
 GoRA (He et al. 2025) starts as a step of gradient descent that is projected on the rows of a random A:
 s · B A = −γ √(in/r) G A⁺ A, with A⁺ the pseudo-inverse. The rows of A span r of ``in`` dimensions, so the
@@ -20,7 +22,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from bitrank_adapters.errors import AdapterError
-from bitrank_adapters.lowrank import best_low_rank
+from bitrank_adapters.lowrank import reproducible_triplets
 from bitrank_adapters.part_start import Part, PartStart
 from bitrank_adapters.plans import RankPlan, positive_ranks
 from bitrank_adapters.rank_hooks import adapted
@@ -58,7 +60,7 @@ class GradientStart(PartStart):
                 f"{min(whole_OI.shape) // 2} or less"
             )
         gradient_OI = _of_shape(self._gradients(name), name, tuple(whole_OI.shape)).to(whole_OI.device)
-        factors = best_low_rank(gradient_OI, 2 * rank)
+        factors = reproducible_triplets(gradient_OI, 2 * rank)
         length = len(whole_OI) ** 0.25 / self._gamma**0.5 * self._scale.of(rank) ** 0.5
         return Part(length * factors.left_OR[:, rank:], length * factors.right_RI[:rank])
 

@@ -50,6 +50,24 @@ def best_low_rank(residual_OI: Tensor, rank: int, weights: RowColumn | None = No
     return thin_svd(left_OR, right_RI, residual_OI.device)
 
 
+def reproducible_triplets(matrix_OI: Tensor, rank: int) -> Factors:
+    """The first ``rank`` singular triplets of ``matrix_OI``, with signs that the matrix decides.
+
+    For a start whose vectors belong to no common product. A decomposition may give both vectors of a triplet
+    either sign, and mixes directions whose values are below its rounding, as its library and the number of
+    threads have it. Here the largest entry of each right vector is positive, and the decomposition is one of
+    the matrix in fp64: eigenvectors of a Gram matrix in fp32 lose values below 3e-4 of the largest, which
+    gradients of classifiers have.
+    """
+    place = "cpu" if matrix_OI.device.type == "mps" else matrix_OI.device
+    left_OK, values_K, right_KI = torch.linalg.svd(matrix_OI.to(place, torch.float64), full_matrices=False)
+    left_OR, right_RI = left_OK[:, :rank], right_KI[:rank]
+    largest_R1 = right_RI.gather(1, right_RI.abs().argmax(1, keepdim=True))
+    signs_R1 = torch.where(largest_R1 < 0, -1.0, 1.0)
+    parts = (left_OR * signs_R1[:, 0], values_K[:rank], right_RI * signs_R1)
+    return Factors(*(part.float().to(matrix_OI.device) for part in parts))
+
+
 def weighted_norm(matrix_OI: Tensor, weights: RowColumn | None = None) -> float:
     """‖D₁ M D₂‖_F, or ‖M‖_F without weights."""
     if weights is None:
