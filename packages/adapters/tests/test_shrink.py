@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -17,7 +18,7 @@ from bitrank_adapters import (
     fuse,
     read_adapter,
 )
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 STEPS = 40
@@ -248,6 +249,48 @@ def test_adapter_with_other_tensors_is_refused_by_name(make, tmp_path, change: d
     get_peft_model(make("gpt2"), config).save_pretrained(str(tmp_path))
     with pytest.raises(AdapterError, match=reason):
         read_adapter(tmp_path)
+
+
+SPECIAL = {
+    "use_dora": True,
+    "use_rslora": True,
+    "bias": "all",
+    "lora_bias": True,
+    "layer_replication": [[0, 2]],
+    "target_parameters": ["mlp.weight"],
+    "trainable_token_indices": [3],
+    "corda_config": {"corda_method": "ipm"},
+    "alora_invocation_tokens": [5, 6],
+    "use_qalora": True,
+    "use_bdlora": {"nblocks": 2},
+    "kasa_config": {"beta": 0.1},
+    "monteclora_config": {"num_samples": 4},
+    "arrow_config": {"top_k": 3},
+}
+# Fields of PEFT 0.21.2 that leave an update the product of its factors, or that `read_adapter` follows.
+PLAIN = {
+    *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "runtime_config"),
+    *("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern"),
+    *("init_lora_weights", "loftq_config", "eva_config", "lora_ga_config", "lora_dropout", "velora_config"),
+    *("fan_in_fan_out", "megatron_config", "megatron_core", "qalora_group_size", "ensure_weight_tying"),
+    *("init_r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step"),
+}
+
+
+@pytest.mark.parametrize("key", SPECIAL)
+def test_adapter_with_another_formula_is_refused_by_its_setting(make, tmp_path, key: str) -> None:
+    get_peft_model(make("gpt2"), LoraConfig(r=4, target_modules=["c_attn"])).save_pretrained(str(tmp_path))
+    assert read_adapter(tmp_path).parts
+    place = tmp_path / "adapter_config.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {key: SPECIAL[key]}))
+    with pytest.raises(AdapterError, match=f"LORA with {key} that cannot be folded"):
+        read_adapter(tmp_path)
+
+
+def test_every_setting_of_the_installed_peft_is_known_to_change_the_formula_or_not() -> None:
+    fields = {field.name for kind in (LoraConfig, AdaLoraConfig) for field in dataclasses.fields(kind)}
+    assert fields <= PLAIN | SPECIAL.keys(), "decide whether read_adapter must refuse the new ones"
 
 
 def test_folder_without_adapter_raises_adapter_error(tmp_path) -> None:

@@ -29,7 +29,8 @@ from bitrank_adapters.scales import effective_scale
 _ADAPTER = "default"
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-# Settings of PEFT with which an update is no sum of low-rank parts, or applies to other tensors.
+# Settings of PEFT with which an update is no sum of low-rank parts, or applies to other tensors or to some
+# tokens only.
 _UNSUPPORTED = (
     "use_dora",
     "use_rslora",
@@ -39,6 +40,12 @@ _UNSUPPORTED = (
     "target_parameters",
     "trainable_token_indices",
     "corda_config",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "use_bdlora",
+    "kasa_config",
+    "monteclora_config",
+    "arrow_config",
 )
 # Initializations that leave the base as it is. Others move a part of each weight into the adapter, so the
 # adapter belongs to a changed base that the files do not contain.
