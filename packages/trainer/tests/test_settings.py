@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from bitrank_trainer import TrainError, TrainSettings
 from hypothesis import given
@@ -32,6 +34,8 @@ def test_rate_is_positive_and_at_most_the_peak(steps: int, warmup: float) -> Non
         ("warmup", 1.0),
         ("clip", 0.0),
         ("accumulation", 0),
+        *((name, math.nan) for name in ("learning_rate", "warmup", "clip", "weight_decay")),
+        *((name, math.inf) for name in ("learning_rate", "warmup", "weight_decay")),
     ],
 )
 def test_invalid_settings_raise_train_error(field: str, value: float) -> None:

@@ -35,7 +35,8 @@ class TrainSettings:
         for name in ("steps", "accumulation", "log_every", "eval_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise TrainError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if self.learning_rate <= 0 or self.clip <= 0 or not 0 <= self.warmup < 1 or self.weight_decay < 0:
+        rates = 0 < self.learning_rate < math.inf and 0 <= self.weight_decay < math.inf
+        if not (rates and self.clip > 0 and 0 <= self.warmup < 1):  # true for NaN too
             raise TrainError(
                 "expected learning_rate > 0, clip > 0, 0 ≤ warmup < 1 and weight_decay ≥ 0, got "
                 f"{self.learning_rate}, {self.clip}, {self.warmup} and {self.weight_decay}"
