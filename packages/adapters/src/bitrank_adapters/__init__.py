@@ -14,6 +14,7 @@ from bitrank_adapters.gradient_init import GradientStart, GradientStep
 from bitrank_adapters.learned_scales import LearnedScaleRanks, LearnedScales, attach_learned_scales
 from bitrank_adapters.learned_steps import Codes, LearnedSteps, StepStart, attach_learned_steps
 from bitrank_adapters.lowrank import Factors, best_low_rank, weighted_norm
+from bitrank_adapters.part_start import Part, PartStart
 from bitrank_adapters.plans import RankPlan, check_ranks, role_ranks, uniform_ranks
 from bitrank_adapters.pooled import PooledRanks, attach_pooled
 from bitrank_adapters.principal_init import CordaStart, PrincipalStart
@@ -32,6 +33,7 @@ from bitrank_adapters.stored import adapter_bytes, adapter_memory, round_adapter
 from bitrank_adapters.trained_scales import TrainedScales, attach_frozen, read_scales
 from bitrank_adapters.trainer_callback import AdaLoraCallback
 from bitrank_adapters.weight_decomposed import attach_weight_decomposed
+from bitrank_adapters.whole_base import over_whole_base, write_adapter
 
 __version__ = "0.1.0"
 __all__ = [
@@ -57,6 +59,8 @@ __all__ = [
     "LearnedScales",
     "LearnedSteps",
     "LowRank",
+    "Part",
+    "PartStart",
     "PooledRanks",
     "PrincipalStart",
     "RankPlan",
@@ -83,6 +87,7 @@ __all__ = [
     "effective_scale",
     "fuse",
     "is_norm",
+    "over_whole_base",
     "ranks_by_importance",
     "ranks_by_variance",
     "read_adapter",
@@ -93,4 +98,5 @@ __all__ = [
     "set_dropout",
     "uniform_ranks",
     "weighted_norm",
+    "write_adapter",
 ]

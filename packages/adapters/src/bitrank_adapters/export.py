@@ -23,12 +23,13 @@ from torch import Tensor
 
 from bitrank_adapters.attach import lora_config
 from bitrank_adapters.errors import AdapterError
+from bitrank_adapters.part_start import TAKEN_FROM_BASE
 from bitrank_adapters.rank_hooks import adapted, scale_of
 from bitrank_adapters.scales import effective_scale
 
 _ADAPTER = "default"
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
 # Settings of PEFT with which an update is no sum of low-rank parts, or applies to other tensors or to some
 # tokens only.
 _UNSUPPORTED = (
@@ -101,44 +102,54 @@ def write_lora(
     config: Any = model.peft_config[_ADAPTER]
     tensors = _whole_modules(model)
     for name, (down_RI, up_OR) in factors.items():
-        tensors[f"{_PREFIX}{name}.lora_A.weight"] = down_RI
-        tensors[f"{_PREFIX}{name}.lora_B.weight"] = up_OR
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = down_RI
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = up_OR
     ranks = {name: len(down_RI) for name, (down_RI, _) in factors.items()}
     made = lora_config(ranks, scale_of(model), list(config.modules_to_save or []))
     made.base_model_name_or_path, made.inference_mode = config.base_model_name_or_path, True
     made.task_type = config.task_type
+    if config.init_lora_weights == TAKEN_FROM_BASE:
+        made.init_lora_weights = config.init_lora_weights
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
         {key: value.to("cpu", dtype).contiguous() for key, value in tensors.items()},
-        folder / _WEIGHTS,
+        folder / WEIGHTS,
         metadata={"format": "pt"},
     )
     made.save_pretrained(str(folder))
 
 
-def read_adapter(folder: Path) -> SavedAdapter:
+def read_adapter(folder: Path, *, has_its_base: bool = False) -> SavedAdapter:
     """Read a LoRA or AdaLoRA adapter saved by PEFT or by this package.
 
-    Raises :class:`AdapterError` if ``folder`` holds no adapter, or one that is no sum of low-rank parts.
+    ``has_its_base``: the caller has the base of the adapter's run, from which a part may have been taken.
+    Raises :class:`AdapterError` if ``folder`` holds no adapter, one that is no sum of low-rank parts, or one
+    that started as a part of its base and has only the whole base.
     """
     try:
-        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-        tensors = load_file(folder / _WEIGHTS)
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        tensors = load_file(folder / WEIGHTS)
     except (OSError, ValueError) as error:
         raise AdapterError(
-            f"{folder} holds no adapter: expected {_CONFIG} and {_WEIGHTS} as PEFT saves them ({error})"
+            f"{folder} holds no adapter: expected {CONFIG} and {WEIGHTS} as PEFT saves them ({error})"
         ) from error
     kind = config.get("peft_type")
     special = [key for key in _UNSUPPORTED if config.get(key) not in (None, False, "none")]
     start = config.get("init_lora_weights", True)
-    special += [] if start in _PLAIN_STARTS else [f"init_lora_weights={start}"]
+    if start == TAKEN_FROM_BASE and not has_its_base:
+        raise AdapterError(
+            f"the adapter in {folder} started as a part of its base, which its run stores without that part: "
+            "over the whole base the part would count twice. Give the folder of the run, with spec.json and "
+            "plan.json"
+        )
+    special += [] if start in (*_PLAIN_STARTS, TAKEN_FROM_BASE) else [f"init_lora_weights={start}"]
     if kind not in {"LORA", "ADALORA"} or special:
         found = f"{kind} with {special[0]}" if special else str(kind)
         raise AdapterError(
             f"{folder} holds an adapter of kind {found} that cannot be folded into weights here; expected "
             "LORA or ADALORA as a sum of low-rank parts"
         )
-    named = {key.removeprefix(_PREFIX): tensor.float() for key, tensor in tensors.items()}
+    named = {key.removeprefix(PREFIX): tensor.float() for key, tensor in tensors.items()}
     if others := [key for key in named if ".lora_" in key and not _FACTOR.search(key)]:
         raise AdapterError(
             f"{folder} holds {others[0]}, which cannot be folded into weights here; expected the factors "
@@ -168,7 +179,7 @@ def _whole_modules(model: PeftModel) -> dict[str, Tensor]:
     """Parameters of modules trained in full, under the names of PEFT's files."""
     return {
         (
-            f"{_PREFIX}{name.removeprefix(_PREFIX).replace(f'.modules_to_save.{_ADAPTER}', '')}"
+            f"{PREFIX}{name.removeprefix(PREFIX).replace(f'.modules_to_save.{_ADAPTER}', '')}"
         ): parameter.detach()
         for name, parameter in model.named_parameters()
         if f".modules_to_save.{_ADAPTER}" in name

@@ -3,13 +3,17 @@
 A matrix W becomes q(W − s · B A) + s · B A. A matrix is split while its 16-bit weight is in memory, before it
 is stored, so the whole unquantized model is never in memory. PEFT's own initializations of this kind read the
 weight of an unquantized layer.
+
+The files of such an adapter have :data:`TAKEN_FROM_BASE` as PEFT's ``init_lora_weights``, a name that PEFT
+does not know and refuses to load: over the whole base the part would count twice. A program that has the
+split base writes ``true`` there.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -23,6 +27,7 @@ from bitrank_adapters.scales import effective_scale
 from bitrank_adapters.weight_decomposed import reset_magnitude
 
 _ADAPTER = "default"
+TAKEN_FROM_BASE = "taken-from-the-base"
 
 
 class Part(NamedTuple):
@@ -38,6 +43,11 @@ class PartStart(ABC):
     def __init__(self, ranks: RankPlan) -> None:
         self._ranks = positive_ranks(ranks)
         self._parts: dict[str, Part] = {}
+
+    @property
+    def taken(self) -> dict[str, Part]:
+        """The part taken out of each matrix so far, until :meth:`write` has copied it."""
+        return dict(self._parts)
 
     @abstractmethod
     def _part(self, name: str, whole_OI: Tensor, rank: int) -> Part:
@@ -76,3 +86,6 @@ class PartStart(ABC):
                 layer.lora_A[_ADAPTER].weight.copy_(part.down_RI / root)
                 layer.lora_B[_ADAPTER].weight.copy_(part.up_OR / root)
                 reset_magnitude(layer)
+        if self._ranks:
+            config: Any = model.peft_config[_ADAPTER]
+            config.init_lora_weights = TAKEN_FROM_BASE
