@@ -73,7 +73,8 @@ def test_merged_weights_are_those_of_peft(
 @pytest.mark.parametrize("saved", [["norm"], ["layers.0.mlp.down_proj"]])
 def test_the_audit_of_a_peft_export_is_that_of_what_peft_computes(tmp_path: Path, saved: list[str]) -> None:
     write_adapter(tmp_path, modules_to_save=saved)
-    model, _ = _over_unquantized_base(rebuild(find_run(tmp_path, "toy_articles", "tiny-llama")))
+    rebuilt = rebuild(find_run(tmp_path, "toy_articles", "tiny-llama"))
+    model, _ = _over_unquantized_base(rebuilt, rebuilt.adapter)
     found = model.float().state_dict()
     expected = PeftModel.from_pretrained(base(), str(tmp_path)).merge_and_unload().state_dict()
     for name, weight in expected.items():

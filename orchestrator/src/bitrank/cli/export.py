@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bitrank.cli.arguments import file_path
@@ -85,7 +86,9 @@ def act(arguments: argparse.Namespace) -> int:
     if arguments.lora:
         check_has_adapter(run)
     options = Options(arguments.to, arguments.lora, quantizer)
-    prepared = target.prepare(rebuild(run), options)
+    rebuilt = rebuild(run)
+    prepared = target.prepare(rebuilt, options)
+    prepared.notes.extend(rebuilt.notes)
     if not arguments.json:
         _show(prepared.audit, target)
     try:
@@ -94,7 +97,9 @@ def act(arguments: argparse.Namespace) -> int:
         files = write_export(prepared, arguments.out)
     except UserError:
         if arguments.json:  # the audit shows why the export is rejected
-            print(json.dumps(prepared.audit.as_data(), indent=1))
+            print(json.dumps({**prepared.audit.as_data(), "notes": prepared.notes}, indent=1))
+        else:
+            _print_notes(rebuilt.notes)
         raise
     _finish(arguments, prepared, files)
     return 0
@@ -105,8 +110,7 @@ def _finish(arguments: argparse.Namespace, prepared: Prepared, files: dict[str, 
         found = {**prepared.audit.as_data(), "notes": prepared.notes, "files": files}
         print(json.dumps({**found, "out": str(arguments.out.resolve())}, indent=1))
         return
-    for note in prepared.notes:
-        print(f"note: {note}")
+    _print_notes(prepared.notes)
     audit, total = prepared.audit, sum(files.values())
     rest = total - audit.weight_bytes
     print(
@@ -114,6 +118,11 @@ def _finish(arguments: argparse.Namespace, prepared: Prepared, files: dict[str, 
         f"{rest:,} in headers, tokenizer and configuration"
     )
     print(f"exported: {arguments.out.resolve()}")
+
+
+def _print_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(f"note: {note}")
 
 
 def _show(audit: Audit, target: ExportTarget) -> None:

@@ -1,7 +1,8 @@
 """The adapter of a run for PEFT, over the base model before quantization.
 
 PEFT loads the base in 16 bits, not in the formats of the run, so the audit evaluates that: an adapter that
-was initialized from the quantization error, or learned to repair it, fits the quantized base only.
+was initialized from the quantization error, or learned to repair it, fits the quantized base only. One that
+started as a part of its base gets that part as negative factors, since PEFT's base has it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import peft
 import torch
+from bitrank_adapters import SavedAdapter, over_whole_base, write_adapter
 from bitrank_quant import stored_weight
 
 from bitrank.export.audit import Audit, MatrixAudit, matrix_audit
@@ -24,13 +26,18 @@ from bitrank.models.locate import locate, repository_of
 from bitrank.spec.task_kinds import task_kind
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_TWICE_THE_RANK = (
+    "the adapter started as a part of its base, which PEFT's base still has: the exported one has twice the "
+    "rank, the trained factors and the negative first ones, in fp32"
+)
 
 
 def prepare_peft(rebuilt: Rebuilt, options: Options) -> Prepared:
     """The files of the adapter, with the base model's name and a README."""
-    model, matrices = _over_unquantized_base(rebuilt)
+    adapter = over_whole_base(rebuilt.adapter, rebuilt.taken)
+    model, matrices = _over_unquantized_base(rebuilt, adapter)
     source = rebuilt.run.adapter
-    size = (source / _WEIGHTS).stat().st_size
+    size = _nbytes(adapter) if rebuilt.taken else (source / _WEIGHTS).stat().st_size
     metrics = rebuilt.evaluate(model)
     audit = Audit(options.target, rebuilt.metrics, metrics, matrices, rebuilt.planned_bytes, size)
     source_name = rebuilt.spec.model_source
@@ -42,8 +49,12 @@ def prepare_peft(rebuilt: Rebuilt, options: Options) -> Prepared:
         base = str(Path(base).resolve())
 
     def write(folder: Path) -> None:
-        shutil.copy2(source / _WEIGHTS, folder / _WEIGHTS)
-        config = json.loads((source / _CONFIG).read_text(encoding="utf-8"))
+        if rebuilt.taken:
+            write_adapter(adapter, source, folder)
+        else:
+            shutil.copy2(source / _WEIGHTS, folder / _WEIGHTS)
+            shutil.copy2(source / _CONFIG, folder / _CONFIG)
+        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         config |= {"base_model_name_or_path": base, "revision": commit}
         (folder / _CONFIG).write_text(json.dumps(config, indent=2))
         known = {"revision": commit, "num_labels": len(classes) if kind.new_head and classes else None}
@@ -52,11 +63,17 @@ def prepare_peft(rebuilt: Rebuilt, options: Options) -> Prepared:
         (folder / "README.md").write_text(_readme(base, loading, audit), encoding="utf-8")
         rebuilt.tokenizer.save_pretrained(folder)
 
-    return Prepared(audit, size, write)
+    return Prepared(audit, size, write, [_TWICE_THE_RANK] if rebuilt.taken else [])
 
 
-def _over_unquantized_base(rebuilt: Rebuilt) -> tuple[Any, dict[str, MatrixAudit]]:
-    """The adapter folded into the unquantized base, which computes the same as PEFT."""
+def _nbytes(adapter: SavedAdapter) -> int:
+    """The bytes of all numbers of ``adapter`` in fp32."""
+    factors = [tensor for part in adapter.parts.values() for tensor in (part.up_OR, part.down_RI)]
+    return 4 * sum(tensor.numel() for tensor in (*factors, *adapter.whole.values()))
+
+
+def _over_unquantized_base(rebuilt: Rebuilt, adapter: SavedAdapter) -> tuple[Any, dict[str, MatrixAudit]]:
+    """The ``adapter`` folded into the unquantized base, which computes the same as PEFT."""
     loaded = open_model(
         rebuilt.spec, rebuilt.data.task.classes, rebuilt.compute.device, rebuilt.compute.dtype
     )
@@ -65,7 +82,7 @@ def _over_unquantized_base(rebuilt: Rebuilt) -> tuple[Any, dict[str, MatrixAudit
     with torch.no_grad():
         for name in rebuilt.layers():
             layer: Any = loaded.model.get_submodule(name)
-            part = rebuilt.adapter.parts.get(name)
+            part = adapter.parts.get(name)
             base_OI = stored_weight(layer).float()
             result_OI = base_OI if part is None else base_OI + part.product().to(base_OI)
             stored_weight(layer).copy_(result_OI)

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from bitrank_adapters import (
     AdapterScale,
+    AdapterStart,
+    Part,
+    PartStart,
+    ResidualStart,
     SavedAdapter,
     adapted,
     adapter_memory,
@@ -43,10 +47,13 @@ from transformers.pytorch_utils import Conv1D
 
 from bitrank.errors import UserError
 from bitrank.export.finished_run import FinishedRun
+from bitrank.export.recorded import differences
 from bitrank.models.load import Loaded, open_model
 from bitrank.process.compute import Compute, objective_for
+from bitrank.run.adapter_init import choose_init
 from bitrank.run.build import quantize_base
 from bitrank.run.data import RunData, load_data
+from bitrank.spec.inits import INITS
 from bitrank.spec.run_spec import RunSpec
 
 
@@ -57,7 +64,8 @@ class Rebuilt:
     ``model`` is the PEFT model; ``applied`` has format and backend of every planned matrix. The adapter's
     scale is folded into its up factors in ``model``, and kept apart in ``adapter``. ``metrics`` are those of
     the adapted model on the validation split. ``planned_bytes`` are the bytes of the base in the formats of
-    its plan, unquantized tensors included, without the adapter.
+    its plan, unquantized tensors included, without the adapter. ``taken`` are the parts that the base lacks,
+    where adapters started as these. ``notes`` are sentences on what differs from the run.
     """
 
     run: FinishedRun
@@ -69,6 +77,8 @@ class Rebuilt:
     adapter: SavedAdapter
     metrics: dict[str, float]
     planned_bytes: int
+    taken: Mapping[str, Part] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     @property
     def spec(self) -> RunSpec:
@@ -164,19 +174,34 @@ def rebuild(run: FinishedRun) -> Rebuilt:
 
     Raises a package's error, or :class:`~bitrank.errors.UserError`, if the adapter does not fit the run.
     """
-    spec, adapter = run.spec, read_adapter(run.adapter)
+    spec = run.spec
+    adapter = read_adapter(run.adapter, has_its_base=INITS[spec.init].splits)
     compute = Compute.of(spec)
     pin_threads(spec.threads)
     data = load_data(spec)
     loaded = open_model(spec, data.task.classes, compute.device, compute.dtype)
-    applied, _ = quantize_base(spec, compute, loaded, run.formats(loaded), run.ranks)
+    start = _start_of_base(spec, run.ranks)
+    applied, _ = quantize_base(spec, compute, loaded, run.formats(loaded), run.ranks, start)
     if run.trained_codes:
         load_layers(loaded.model, run.adapter)
     set_scales(loaded.model, read_scales(run.adapter))
     model = _with_adapter(loaded, adapter).to(compute.device)
     planned = stored_bytes(model).total - adapter_memory(model)
     metrics = _evaluate(model, spec, data, compute)
-    return Rebuilt(run, compute, data, loaded, model, applied, adapter, metrics, planned)
+    taken = start.taken if isinstance(start, PartStart) else {}
+    here = str(compute.dtype).removeprefix("torch.")
+    notes = differences(run.adapter.parent, here, metrics) if run.precision is not None else []
+    return Rebuilt(run, compute, data, loaded, model, applied, adapter, metrics, planned, taken, notes)
+
+
+def _start_of_base(spec: RunSpec, ranks: dict[str, int]) -> AdapterStart:
+    """The start of the run's adapters where the base depends on it, else one that needs no data.
+
+    The base of a residual start is the rounded matrix in the first round, and another one in later rounds.
+    """
+    init = INITS[spec.init]
+    changes_base = init.splits or (init.residual and spec.init_rounds > 1)
+    return choose_init(spec, ranks) if changes_base else ResidualStart({})
 
 
 def _evaluate(model: Any, spec: RunSpec, data: RunData, compute: Compute) -> dict[str, float]:
