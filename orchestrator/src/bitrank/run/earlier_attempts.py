@@ -33,6 +33,12 @@ def past_checkpoints(path: Path) -> set[int]:
     return {event["step"] for event in read_events(path) if event["event"] == "checkpoint"}
 
 
+def past_compute(path: Path) -> str | None:
+    """Dtype and device of the last earlier attempt, such as ``bfloat16 on cpu``; None without any."""
+    tags = [event["tags"] for event in read_events(path) if event["event"] == "machine" and "tags" in event]
+    return f"{tags[-1].get('dtype')} on {tags[-1].get('device')}" if tags else None
+
+
 def past_peak(path: Path, key: str) -> float:
     """The largest value that the events of earlier attempts have of ``key``; 0 without any."""
     peaks = [event["live"].get(key, 0.0) for event in read_events(path) if "live" in event]

@@ -29,7 +29,14 @@ from bitrank.process.events import open_events
 from bitrank.process.hardware import hardware
 from bitrank.process.libraries import LIBRARIES, OURS, installed_version
 from bitrank.process.run_folder import seal
-from bitrank.run.earlier_attempts import digest, past_checkpoints, past_peak, past_ranks, read_figures
+from bitrank.run.earlier_attempts import (
+    digest,
+    past_checkpoints,
+    past_compute,
+    past_peak,
+    past_ranks,
+    read_figures,
+)
 from bitrank.run.generations import Samples
 from bitrank.run.notices import left_out_message, left_out_share, notice, rejected_backends
 
@@ -62,6 +69,7 @@ class Record:
         self._checkpoints = past_checkpoints(folder / "events.jsonl")
         self._ranks_over_time: dict[int, dict[str, int]] = past_ranks(folder / "events.jsonl")
         self._device, self._dtype = "cpu", torch.float32
+        self._earlier_compute = past_compute(folder / "events.jsonl")
         self._device_peak = past_peak(folder / "events.jsonl", "device_mib")
         self._earlier_s = past_peak(folder / "events.jsonl", "total_s")  # of interrupted attempts
 
@@ -82,10 +90,21 @@ class Record:
         # Events reach the disk before the checkpoint of the same step: after a power cut, a resumed run must
         # not have a checkpoint without the points of its curves.
         os.fsync(self._events.fileno())
-        if event["event"] == "resumed" and event["step"] not in self._checkpoints:
-            step = event["step"]
+        if event["event"] == "resumed":
+            self._note_resumption(event["step"])  # type: ignore[arg-type]
+
+    def _note_resumption(self, step: int) -> None:
+        """Emit notices on what the attempt that continues at ``step`` does not share with the earlier one."""
+        if step not in self._checkpoints:
             gap = f"events.jsonl ends before step {step}, where training continues: the curves have a gap"
             self.emit(notice("missing_events", gap))
+        here = f"{_name(self._dtype)} on {self._device}"
+        if self._earlier_compute not in (None, here):
+            moved = (
+                f"training computed in {self._earlier_compute} up to step {step}, and continues in {here}: "
+                "the result is that of neither; give --set dtype= and --set device= to runs that may move"
+            )
+            self.emit(notice("changed_compute", moved))
 
     @property
     def _total_s(self) -> float:
@@ -102,7 +121,7 @@ class Record:
         tags = {f"version.{name}": installed_version(name) for name in (*OURS, *LIBRARIES)}
         tags |= {
             "device": device,
-            "dtype": str(dtype).removeprefix("torch."),
+            "dtype": _name(dtype),
             "threads": str(threads),
             "hardware": hardware(device),
         }
@@ -271,6 +290,10 @@ class Record:
     def _close(self) -> None:
         seal(self._folder, self._result)
         self.emit({"event": "done"})
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def write_predictions(
