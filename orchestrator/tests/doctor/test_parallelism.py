@@ -42,7 +42,8 @@ def test_recommended_setting_is_the_faster_one(monkeypatch) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="CPU sets exist on Linux only")
-def test_usable_cores_follow_the_cpu_set_as_in_the_trainer() -> None:
+def test_usable_cores_follow_the_cpu_set_as_in_the_trainer(monkeypatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     before = torch.get_num_threads()
     assert usable_cores() == pin_threads() <= len(os.sched_getaffinity(0))
     torch.set_num_threads(before)

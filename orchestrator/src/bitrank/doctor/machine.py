@@ -37,8 +37,9 @@ def memory() -> dict[str, str]:
 
 
 def threads() -> dict[str, Any]:
-    """Return the core counts and torch's number of threads."""
+    """Return the core counts, torch's number of threads, and that of runs whose spec sets none."""
     import torch
+    from bitrank_trainer import usable_threads
 
     requested = os.environ.get("OMP_NUM_THREADS")
     physical, logical = psutil.cpu_count(logical=False), psutil.cpu_count()
@@ -47,6 +48,7 @@ def threads() -> dict[str, Any]:
         "logical_cores": logical,
         "usable_cores": usable_cores(),
         "torch": torch.get_num_threads(),
+        "default_of_runs": usable_threads(),
     }
     return cores | ({"OMP_NUM_THREADS": requested} if requested else {})
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 from bitrank_quant import WeightMatrix, block_matrices
+from bitrank_trainer import usable_threads
 
 from bitrank.forecast.workload import Workload
-from bitrank.process.cores import usable_cores
 from bitrank.process.hardware import hardware
 from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.run_state import StoredRun, read_runs
@@ -65,7 +65,8 @@ def training_time(
     """
     if found := _finished(spec, device, dtype, store):
         return _by_runs(spec, work, found)
-    speed = _products_per_second(spec.threads, device, dtype)
+    threads = spec.threads or usable_threads(spec.processes)
+    speed = _products_per_second(threads, device, dtype)
     blocks, head = block_matrices(model), _head(model)
     flops = work.train_tokens * training_flops(blocks, head) + work.evaluation_tokens * 2 * (
         _weights(blocks) + head
@@ -116,8 +117,7 @@ def _finished(spec: RunSpec, device: str, dtype: torch.dtype, store: str) -> lis
     database = Store.parse(store).database
     if database is None or not has_store(database):
         return []
-    # Equal to the default of bitrank_trainer.pin_threads.
-    threads = spec.threads or max(1, usable_cores() // spec.processes)
+    threads = spec.threads or usable_threads(spec.processes)
     same = {
         "model": spec.model,
         "task": spec.task_name,
@@ -137,7 +137,7 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _products_per_second(threads: int | None, device: str, dtype: torch.dtype) -> float:
+def _products_per_second(threads: int, device: str, dtype: torch.dtype) -> float:
     """Return operations per second of the best of a few square matrix products with the run's threads.
 
     The number of threads is restored. The matrices hold ones: the time does not depend on the values, and no
@@ -147,7 +147,7 @@ def _products_per_second(threads: int | None, device: str, dtype: torch.dtype) -
     square = torch.ones(_SIDE, _SIDE, dtype=dtype, device=device)
     best, begun = math.inf, time.perf_counter()
     try:
-        torch.set_num_threads(threads or before)
+        torch.set_num_threads(threads)
         for _ in range(_TRIES):
             started = time.perf_counter()
             (square @ square)[0, 0].item()  # .item() waits until an accelerator has finished

@@ -20,7 +20,7 @@ class Compute:
     """Device, dtype and threads of a run.
 
     ``device`` and ``dtype`` are chosen for this machine if the spec leaves them open; ``threads`` None means
-    all cores.
+    as many as the environment or the cores allow.
     """
 
     device: str

@@ -188,7 +188,8 @@ class RunSpec:
         About("dtype of computation and of unquantized weights; auto: a fast one for the device"),
     ] = "auto"
     threads: Annotated[
-        Workers | None, About("threads of a CPU (default: all cores that the process may use)")
+        Workers | None,
+        About("threads of a CPU (default: OMP_NUM_THREADS, or the cores of the process)"),
     ] = None
     memory_limit: Annotated[
         Bytes | None, About("memory limit of the process; batches are split into smaller passes", "bytes")

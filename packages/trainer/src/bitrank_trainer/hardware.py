@@ -75,18 +75,23 @@ def cpu_has_bf16() -> bool:
 def pin_threads(threads: int | None = None, processes: int = 1) -> int:
     """Set the number of CPU threads to ``threads`` and return it.
 
-    The default is one per physical core available to this process, divided by the run's ``processes``.
-    Results depend on the number, so the run records it.
+    The default is that of :func:`usable_threads`. Results depend on the number, so the run records it.
     """
-    count = threads or max(1, _cores() // processes)
+    count = threads or usable_threads(processes)
     torch.set_num_threads(count)
     return count
 
 
-def usable_threads() -> int:
-    """The threads that this process may use: ``OMP_NUM_THREADS`` if it is set, or one per physical core."""
+def usable_threads(processes: int = 1) -> int:
+    """The threads that this process may use, as one of the ``processes`` of a run.
+
+    ``OMP_NUM_THREADS`` if it is set, which is for one process and at most the cores: a user or a cluster
+    reserved as many. Else one per physical core available to this process, divided by ``processes``.
+    """
     given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    return min(int(given), _cores()) if given.isdigit() and int(given) else _cores()
+    if given.isdigit() and int(given):
+        return min(int(given), _cores())
+    return max(1, _cores() // processes)
 
 
 def _cores() -> int:

@@ -15,6 +15,7 @@ from bitrank_trainer import (
     choose_device,
     choose_dtype,
     peak_memory_mib,
+    pin_threads,
     usable_threads,
     width_multiple,
 )
@@ -127,7 +128,10 @@ def test_default_threads_do_not_exceed_available_cores() -> None:
         f"import os; os.sched_setaffinity(0, [{core}]); "
         "from bitrank_trainer import pin_threads; print(pin_threads(), pin_threads(3))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    free = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=free
+    )
     assert done.stdout.split() == ["1", "3"], "one by default, else the requested number"
 
 
@@ -139,3 +143,23 @@ def test_usable_threads_are_those_of_the_environment_and_at_most_the_cores(
     for given, expected in {"1": 1, "1,4": 1, "99999": cores, "0": cores, "many": cores}.items():
         monkeypatch.setenv("OMP_NUM_THREADS", given)
         assert usable_threads() == expected, given
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [(None, [8, 4, 2, 1]), ("3", [3, 3, 3, 3]), ("16", [8, 8, 8, 8]), ("0", [8, 4, 2, 1])],
+)
+def test_default_threads_are_those_of_the_environment_or_a_share_of_the_cores(
+    environment: str | None, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitrank_trainer.hardware._cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if environment is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", environment)
+    before = torch.get_num_threads()
+    try:
+        assert [pin_threads(None, processes) for processes in (1, 2, 4, 16)] == expected
+        assert torch.get_num_threads() == expected[-1]
+        assert pin_threads(5, 2) == 5, "a number that the spec sets is not changed"
+    finally:
+        torch.set_num_threads(before)
