@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers.core_model_loading import ConversionOps
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
@@ -27,7 +28,7 @@ from bitrank_quant.backends.reference import QuantWeight
 from bitrank_quant.errors import QuantError
 from bitrank_quant.formats.float import Float
 from bitrank_quant.formats.parse import parse_format
-from bitrank_quant.matrices import weight_matrices
+from bitrank_quant.matrices import tied_modules, weight_matrices
 from bitrank_quant.serialize import to_reference
 
 METHOD = "bitrank"
@@ -36,7 +37,7 @@ _CODES = ".quantized."
 
 @register_quantization_config(METHOD)
 class BitrankConfig(QuantizationConfigMixin):  # type: ignore[misc]
-    """A precision plan, ``{module name: format text}``; modules that it does not name stay in 16 bits."""
+    """A precision plan, ``{module name: format text}``; other modules keep the dtype of the model."""
 
     def __init__(self, plan: PrecisionPlan | None = None, **_: Any) -> None:
         self.quant_method = METHOD
@@ -50,8 +51,8 @@ class BitrankQuantizer(HfQuantizer):  # type: ignore[misc]
     def __init__(self, quantization_config: BitrankConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
         self.plan: PrecisionPlan = quantization_config.plan
-        self.dtype = torch.bfloat16
-        self._tied: dict[str, tuple[str, nn.Module]] = {}
+        self.dtype = torch.bfloat16  # that of the model, known once it is built
+        self._hiding: list[RemovableHandle] = []
 
     @property
     def is_trainable(self) -> bool:
@@ -64,7 +65,7 @@ class BitrankQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         """Raises :class:`QuantError` if the plan names a module that ``model`` lacks."""
-        self.dtype = kwargs.get("dtype") or self.dtype
+        self.dtype = model.dtype
         shapes = {matrix.name: matrix.shape for matrix in weight_matrices(model)}
         strange = [name for name in self.plan if name not in shapes]
         if strange:
@@ -76,17 +77,15 @@ class BitrankQuantizer(HfQuantizer):  # type: ignore[misc]
         self, model: Any, shapes: dict[str, tuple[int, int]], codes: dict[str, dict[str, Tensor]]
     ) -> None:
         """Insert quantized modules with meta tensors, which the loader fills by name."""
-        for head, source in list(model.all_tied_weights_keys.items()):
-            name, embedding = head.removesuffix(".weight"), source.removesuffix(".weight")
-            if embedding in codes:
-                del model.all_tied_weights_keys[head]
-                module = model.get_submodule(name)
-                self._tied[name] = (embedding, module)
-                swap_weights(model, {name: _HeadPlaceholder(getattr(module, "bias", None))})
         for matrix, tensors in codes.items():
+            names = [matrix, *_take_followers(model, matrix)]
             weight = QuantWeight.of(tensors, parse_format(self.plan[matrix]), shapes[matrix], self.dtype)
-            swap_weights(model, with_weight(weight, {matrix: model.get_submodule(matrix)}))
-            _mark_initialised(model.get_submodule(matrix))
+            swap_weights(model, with_weight(weight, {name: model.get_submodule(name) for name in names}))
+            for name in names:
+                module = model.get_submodule(name)
+                _mark_initialised(module)
+                if name != matrix:  # the file has the codes once, so the loader must not miss these
+                    self._hiding.append(module.register_state_dict_post_hook(_hide_codes))
 
     def param_needs_quantization(self, model: Any, param_name: str, **_options: Any) -> bool:
         """Whether this parameter is an untied linear matrix of the plan."""
@@ -104,9 +103,8 @@ class BitrankQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         if self.pre_quantized:
-            for head, (embedding, module) in self._tied.items():
-                module.bias = model.get_submodule(head).bias
-                swap_weights(model, with_weight(model.get_submodule(embedding).quantized, {head: module}))
+            while self._hiding:
+                self._hiding.pop().remove()
             return model
         rest = {
             name: fmt
@@ -117,10 +115,10 @@ class BitrankQuantizer(HfQuantizer):  # type: ignore[misc]
         return model
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """The state dict without heads that share the codes of an embedding."""
-        shared = _heads_over_codes(model)
-        state = model.state_dict()
-        return {key: value for key, value in state.items() if key.partition(_CODES)[0] not in shared}, {}
+        """The state dict with the codes that several modules share under the name of their owner alone."""
+        tied, state = tied_modules(model), model.state_dict()
+        again = {key for key in state if _CODES in key and key.partition(_CODES)[0] in tied}
+        return {key: value for key, value in state.items() if key not in again}, {}
 
 
 class _Encode(ConversionOps):
@@ -144,17 +142,28 @@ class _Encode(ConversionOps):
         return {}
 
 
-class _HeadPlaceholder(nn.Module):
-    """Placeholder of a tied head, with its bias, until the embedding's codes are loaded."""
+def _take_followers(model: Any, owner: str) -> list[str]:
+    """Modules that transformers would tie to the weight of ``owner``; it no longer ties them."""
+    ties = model.all_tied_weights_keys
+    found = [parameter for parameter, source in ties.items() if source == f"{owner}.weight"]
+    for parameter in found:
+        del ties[parameter]
+    return [parameter.removesuffix(".weight") for parameter in found]
 
-    def __init__(self, bias: nn.Parameter | None) -> None:
-        super().__init__()
-        self.bias = bias
+
+def _hide_codes(_module: nn.Module, state: dict[str, Tensor], prefix: str, _metadata: object) -> None:
+    """Remove the codes of one module from a state dict."""
+    for key in [key for key in state if key.startswith(f"{prefix}quantized.")]:
+        del state[key]
 
 
 def _mark_initialised(module: nn.Module) -> None:
-    """Mark ``module`` as initialised, so that transformers does not overwrite its weights."""
-    module._is_hf_initialized = True  # type: ignore[assignment]
+    """Mark a linear ``module`` as initialised, so that transformers does not overwrite its bias.
+
+    Embeddings are initialised: buffers that are in no file, such as the scale of Gemma's, get their values.
+    """
+    if not isinstance(module, nn.Embedding):
+        module._is_hf_initialized = True  # type: ignore[assignment]
 
 
 def _stored_codes(files: list[str]) -> dict[str, dict[str, Tensor]]:
@@ -172,12 +181,3 @@ def _stored_codes(files: list[str]) -> dict[str, dict[str, Tensor]]:
 def _heads_of_embeddings(model: Any) -> set[str]:
     ties = model.all_tied_weights_keys
     return {name.removesuffix(".weight") for pair in ties.items() for name in pair}
-
-
-def _heads_over_codes(model: nn.Module) -> set[str]:
-    """Names of linear layers that share the codes of an embedding."""
-    codes = {
-        id(m.quantized) for m in model.modules() if isinstance(m, nn.Embedding) and hasattr(m, "quantized")
-    }
-    linear = ((name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear))
-    return {name for name, m in linear if id(getattr(m, "quantized", None)) in codes}

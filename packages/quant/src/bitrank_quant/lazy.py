@@ -37,6 +37,8 @@ class LazyWeight(Tensor):
     """
 
     _quantized: QuantWeight
+    # transformers' initialization of a loaded model skips such tensors, whose values are those of the codes.
+    _is_hf_initialized = True
 
     @staticmethod
     def __new__(cls: type[LazyWeight], quantized: QuantWeight) -> LazyWeight:

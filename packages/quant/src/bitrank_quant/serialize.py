@@ -28,9 +28,12 @@ _WEIGHTS, _FORMATS = "quantized.safetensors", "formats.json"
 
 
 def to_reference(layer: nn.Module, weight_OI: Tensor, text: str, compute_dtype: torch.dtype) -> nn.Module:
-    """A reference layer that stores ``weight_OI`` in the format ``text``, with the bias of ``layer``."""
+    """A reference layer that stores ``weight_OI`` in the format ``text``, with the bias of ``layer``.
+
+    It is a plain linear layer if ``text`` is the format of ``compute_dtype``.
+    """
     bias, fmt = layer.bias, parse_format(text)
-    if not isinstance(fmt, Float):
+    if not (isinstance(fmt, Float) and fmt.dtype == compute_dtype):
         return QuantLinear(QuantWeight(weight_OI, fmt, compute_dtype), bias)  # type: ignore[arg-type]
     plain = nn.Linear(weight_OI.shape[1], weight_OI.shape[0], bias=bias is not None, device="meta")
     plain.weight = nn.Parameter(weight_OI.to(compute_dtype), requires_grad=False)
