@@ -13,7 +13,8 @@ import transformers
 from bitrank.cli.main import main
 from bitrank.errors import UserError
 from bitrank.export.finished_run import FinishedRun, find_run
-from bitrank.export.mlx import ADAPTERS, MODEL_TYPES, check_mlx, mlx_config, pack_mlx
+from bitrank.export.mlx import ADAPTERS, check_mlx, mlx_config, pack_mlx
+from bitrank.export.mlx_families import MODEL_TYPES
 from bitrank.export.packed import WEIGHTS
 from bitrank.export.prepared import Options, write_export
 from bitrank.export.rebuild import rebuild

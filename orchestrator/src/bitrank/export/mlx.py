@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from bitrank.errors import UserError
 from bitrank.export.finished_run import FinishedRun
+from bitrank.export.mlx_families import MODEL_TYPES, find_problem, window_note
 from bitrank.export.packed import AdapterFiles, Layout, prepare_packed
 from bitrank.export.prepared import Options, Prepared
 from bitrank.export.rebuild import Rebuilt
@@ -28,29 +30,35 @@ from bitrank.export.tensors import STATE, FileTensors, config_data
 from bitrank.models.config import load_config
 from bitrank.spec.task_kinds import task_kind
 
-# Model types of mlx-lm whose weights have the names and layouts of transformers; tests load one of each.
-MODEL_TYPES = ("gemma", "gemma2", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")
 ADAPTERS = "adapters"  # folder beside the weights
 
 
 def check_mlx(run: FinishedRun) -> None:
-    """Raise :class:`UserError` for a run that mlx-lm cannot execute."""
+    """Raise :class:`UserError` for a run that mlx-lm cannot execute, or would compute differently."""
     if task_kind(run.spec.kind).new_head:
         raise UserError(
             f"mlx-lm generates text, and this run is a {run.spec.kind} model; export it with --to merged"
         )
-    family = load_config(run.spec.model_source).model_type
+    config = load_config(run.spec.model_source)
+    family = config.model_type
     if family not in MODEL_TYPES:
         raise UserError(
             f"the architecture {family} cannot be exported for mlx-lm; expected one of "
             f"{', '.join(MODEL_TYPES)}. Export it with --to merged, and try mlx_lm.convert on the result"
+        )
+    problem = find_problem(config, run.spec.max_length)
+    if problem is not None:
+        raise UserError(
+            f"this {family} model has {problem}, which mlx-lm does not compute; export it with --to merged"
         )
 
 
 def prepare_mlx(rebuilt: Rebuilt, options: Options) -> Prepared:
     """``model.safetensors`` and ``config.json`` for mlx-lm, and the adapter's files if it stays apart."""
     layout = Layout("mlx", pack_mlx, mlx_config, {"format": "mlx"}, _adapter_files)
-    return prepare_packed(rebuilt, options, layout)
+    prepared = prepare_packed(rebuilt, options, layout)
+    note = window_note(rebuilt.inner.config)
+    return prepared if note is None else replace(prepared, notes=[*prepared.notes, note])
 
 
 def pack_mlx(weight: QuantWeight) -> dict[str, Tensor]:
@@ -72,6 +80,9 @@ def pack_mlx(weight: QuantWeight) -> dict[str, Tensor]:
 def mlx_config(model: Any, found: FileTensors) -> dict[str, Any]:
     """The content of ``config.json``: the whole configuration, and bits and group of quantized matrices."""
     data = config_data(model)
+    rope = data.get("rope_parameters") or {}
+    if "partial_rotary_factor" in rope:  # mlx-lm reads it where transformers 4 wrote it
+        data["partial_rotary_factor"] = rope["partial_rotary_factor"]
     if not found.formats:
         return data
     by_matrix = {name: {"group_size": fmt.block, "bits": fmt.bits} for name, fmt in found.formats.items()}
