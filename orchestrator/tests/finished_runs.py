@@ -10,7 +10,7 @@ from bitrank.run.record import Record
 from bitrank.run.train_run import execute
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import write_spec
+from bitrank.spec.run_spec import RunSpec, write_spec
 from bitrank_trainer import ALONE
 
 LINEAR = (
@@ -31,8 +31,7 @@ def llama_plan(formats: Callable[[int], str], table: str, ranks: Callable[[int],
 
 def train(folder: Path, model: Path, plan: dict[str, object], task: str = "toy_articles") -> Path:
     """Train ``model`` for a few steps in the formats and ranks of ``plan``; return the run's folder."""
-    run = folder / "run"
-    run.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "plan.json").write_text(json.dumps(plan))
     given = {
         "model": str(model),
@@ -41,7 +40,12 @@ def train(folder: Path, model: Path, plan: dict[str, object], task: str = "toy_a
         "dtype": "fp32",
         "steps": 4,
     }
-    spec = make_spec(find_profile("smoke"), "-", task, given)
+    return execute_in(folder / "run", make_spec(find_profile("smoke"), "-", task, given))
+
+
+def execute_in(run: Path, spec: RunSpec) -> Path:
+    """Execute ``spec`` in the new folder ``run``, and return the folder."""
+    run.mkdir(parents=True)
     write_spec(spec, run / "spec.json")
     execute(spec, run, Record(run, ALONE), ALONE)
     return run

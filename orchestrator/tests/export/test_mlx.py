@@ -24,7 +24,7 @@ from bitrank.export.tensors import file_tensors, round_to_state
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
 from bitrank_quant import QuantWeight, apply_precision, block_matrices, parse_format
-from finished_runs import llama_plan, train
+from finished_runs import execute_in, llama_plan, train
 from safetensors.torch import load_file, save_file
 from small_models import WORDS, write
 
@@ -112,6 +112,22 @@ def test_planned_bytes_of_matrices_are_those_of_the_file(run: FinishedRun, tmp_p
     assert prepared.audit.weight_bytes == sum(tensor.nbytes for tensor in tensors.values())
     assert f"{sum(planned.values()):,} bytes in matrices" in prepared.notes[0]
     assert not prepared.audit.replaced()
+
+
+def test_minima_that_qa_lora_moved_are_written_in_16_bits(tmp_path: Path) -> None:
+    model = write(tmp_path / "model", "llama", hidden_size=64, intermediate_size=128)
+    given = {"model": str(model), "device": "cpu", "dtype": "fp32", "steps": 4, "learning_rate": 1e-2}
+    run = find_run(
+        execute_in(tmp_path / "run", make_spec(find_profile("smoke"), "QA-LoRA-Q4", "toy_articles", given))
+    )
+    rebuilt, prepared = exported(run, tmp_path / "out")
+    assert set(prepared.audit.replaced()) == set() and run.ranks
+    tensors = load_file(tmp_path / "out" / WEIGHTS)
+    for name in run.ranks:
+        shape = rebuilt.stored_and_adapted(name)[0].shape
+        planned = parse_format((run.precision or {})[name]).nbytes((shape[0], shape[1]))
+        assert sum(t.nbytes for key, t in tensors.items() if key.startswith(f"{name}.")) == planned, name
+    assert {str(t.dtype) for key, t in tensors.items() if key.endswith("biases")} == {"torch.bfloat16"}
 
 
 def test_an_adapter_apart_leaves_the_base_as_trained(run: FinishedRun, tmp_path: Path) -> None:

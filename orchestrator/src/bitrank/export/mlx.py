@@ -73,7 +73,8 @@ def pack_mlx(weight: QuantWeight) -> dict[str, Tensor]:
     return {
         "weight": little_endian_words(codes_OI, fmt.bits).view(torch.uint32),
         "scales": tensors["scale"].view(rows, -1),
-        "biases": tensors["minimum"].view(rows, -1),
+        # In fp32 after an update within groups was added, with values that the audit rounded to 16 bits.
+        "biases": tensors["minimum"].to(STATE).view(rows, -1),
     }
 
 
