@@ -164,6 +164,8 @@ def _mark_initialised(module: nn.Module) -> None:
     """
     if not isinstance(module, nn.Embedding):
         module._is_hf_initialized = True  # type: ignore[assignment]
+        for parameter in module.parameters():  # ModernBERT's blocks initialise their layers themselves
+            parameter._is_hf_initialized = True  # type: ignore[attr-defined]
 
 
 def _stored_codes(files: list[str]) -> dict[str, dict[str, Tensor]]:
