@@ -105,6 +105,8 @@ def test_a_classifier_is_exported_with_its_trained_head(tmp_path: Path) -> None:
         "ranks": dict.fromkeys(layers, 2),
     }
     rebuilt, _ = exported(find_run(train(tmp_path, model, plan, "toy_sentences")), tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architectures"] == ["BertForSequenceClassification"], "the base's file has a BertModel"
     assert_loads_with_equal_logits(tmp_path / "out", rebuilt, AutoModelForSequenceClassification)
 
 

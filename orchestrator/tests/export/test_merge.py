@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from bitrank.export.finished_run import find_run
 from bitrank.export.merge import merge_into_16bit
+from bitrank.export.prepared import Options, write_export
 from bitrank.export.rebuild import rebuild
+from bitrank.export.registry import EXPORTS
 from bitrank.run.record import Record
 from bitrank.run.train_run import execute
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import write_spec
 from bitrank_trainer import ALONE
+from finished_runs import train
 from small_models import write
 
 
@@ -32,3 +36,13 @@ def test_16_bit_matrices_of_the_run_are_merged_without_change(tmp_path: Path) ->
     table = merged.get_input_embeddings().weight
     assert table.dtype == torch.float32
     assert torch.equal(table, table.bfloat16().float())
+
+
+@pytest.mark.parametrize("target", ["merged", "quantized"])
+def test_config_names_the_class_of_the_exported_model(tmp_path: Path, target: str) -> None:
+    names = [f"bert.encoder.layer.{layer}.output.dense" for layer in range(2)]
+    plan: dict[str, object] = {"precision": dict.fromkeys(names, "int4-g32"), "ranks": {names[0]: 2}}
+    run = find_run(train(tmp_path, write(tmp_path / "model", "bert"), plan, "toy_sentences"))
+    write_export(EXPORTS[target].prepare(rebuild(run), Options(target, False, "rtn")), tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architectures"] == ["BertForSequenceClassification"]

@@ -37,8 +37,10 @@ def prepare_quantized(rebuilt: Rebuilt, options: Options) -> Prepared:
     merged = requantize(rebuilt, options.quantizer)
 
     def write(folder: Path) -> None:
-        merged.model.config.save_pretrained(folder)
-        save_quantized(merged.model, folder)
+        model = merged.model
+        model.config.architectures = [type(model).__name__]  # not that of the base, as transformers saves it
+        model.config.save_pretrained(folder)
+        save_quantized(model, folder)
 
     return _prepared(rebuilt, options.target, merged, write)
 

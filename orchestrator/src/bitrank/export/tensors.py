@@ -75,6 +75,8 @@ def config_data(model: Any) -> dict[str, Any]:
     dtype = str(STATE).removeprefix("torch.")
     tables = [model.get_input_embeddings(), model.get_output_embeddings()]
     weights = {id(_weight(table)) for table in tables if table is not None}
+    # The configuration names the class of the base's file; a classifier has another.
+    data["architectures"] = [type(model).__name__]
     data |= {"dtype": dtype, "torch_dtype": dtype, "tie_word_embeddings": len(weights) < len(tables)}
     rope = data.get("rope_parameters")
     if isinstance(rope, dict) and "rope_theta" in rope:
