@@ -133,8 +133,36 @@ def test_a_plan_for_vllm_takes_its_bytes_in_the_file(tmp_path: Path) -> None:
     assert prepared.audit.weight_bytes == sum(tensor.nbytes for tensor in tensors.values())
 
 
+def run_of(folder: Path, name: str, task: str) -> FinishedRun:
+    given = {"model": str(write(folder / "model", name))}
+    return FinishedRun(make_spec(find_profile("smoke"), "B-FP", task, given), folder, None, {})
+
+
 def test_models_with_conv1d_layers_are_rejected(tmp_path: Path) -> None:
-    given = {"model": str(write(tmp_path / "model", "gpt2"))}
-    spec = make_spec(find_profile("smoke"), "B-FP", "toy_articles", given)
     with pytest.raises(UserError, match="the matrices of gpt2 are Conv1D layers; export it with --to merged"):
-        check_compressed(FinishedRun(spec, tmp_path, None, {}))
+        check_compressed(run_of(tmp_path, "gpt2", "toy_articles"))
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("t5", "toy_summaries"),
+        ("modernbert", "toy_sentences"),
+        ("falcon", "toy_articles"),
+        ("gptbigcode", "toy_articles"),
+    ],
+)
+def test_models_that_transformers_does_not_load_packed_are_rejected(
+    tmp_path: Path, name: str, task: str
+) -> None:
+    with pytest.raises(UserError, match=r"does not load packed weights.*; export it with --to merged"):
+        check_compressed(run_of(tmp_path, name, task))
+
+
+@pytest.mark.parametrize("name", ["llama_tied", "mixtral", "gemma2", "qwen2", "phi3"])
+def test_models_that_transformers_loads_packed_are_accepted(tmp_path: Path, name: str) -> None:
+    check_compressed(run_of(tmp_path, name, "toy_articles"))
+
+
+def test_an_encoder_decoder_that_transformers_loads_packed_is_accepted(tmp_path: Path) -> None:
+    check_compressed(run_of(tmp_path, "bart", "toy_summaries"))

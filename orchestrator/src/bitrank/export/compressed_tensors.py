@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from bitrank_quant import QuantWeight, Symmetric, little_endian_words, unpack_bits
+from bitrank_quant import QuantWeight, Symmetric, block_matrices, little_endian_words, unpack_bits
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -28,14 +28,34 @@ METHOD, LAYOUT = "compressed-tensors", "pack-quantized"
 
 
 def check_compressed(run: FinishedRun) -> None:
-    """Raise :class:`UserError` for a model with ``Conv1D`` layers, which the library does not pack."""
+    """Raise :class:`UserError` for a model that the library does not pack, or transformers does not load.
+
+    The library does not pack ``Conv1D`` layers, and transformers fails for models whose own code reads the
+    weight of a packed layer, which has none.
+    """
     shapes: Any = meta_model(locate(run.spec.model_source), run.spec.kind, 2, STATE)
+    family = shapes.config.model_type
     if any(isinstance(module, Conv1D) for module in shapes.modules()):
-        family = shapes.config.model_type
         raise UserError(
             f"{METHOD} packs linear layers, and the matrices of {family} are Conv1D layers; export it with "
             "--to merged"
         )
+    if _initializes_packed(shapes):
+        raise UserError(
+            f"transformers does not load packed weights of {family}: its code reads weights of layers that "
+            "have none once they are packed; export it with --to merged"
+        )
+
+
+def _initializes_packed(shapes: Any) -> bool:
+    """Whether the initialization after a load reads weights of block matrices; they are removed here."""
+    for matrix in block_matrices(shapes):
+        del shapes.get_submodule(matrix.name)._parameters["weight"]
+    try:
+        shapes.initialize_weights()
+    except AttributeError:
+        return True
+    return False
 
 
 def prepare_compressed(rebuilt: Rebuilt, options: Options) -> Prepared:
