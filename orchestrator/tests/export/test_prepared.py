@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from bitrank.cli.main import main
 from bitrank.errors import UserError
 from bitrank.export.audit import Audit, MatrixAudit
-from bitrank.export.prepared import Prepared, check_loss, write_export
+from bitrank.export.prepared import Prepared, check_creatable, check_loss, write_export
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -71,6 +73,21 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
 def test_an_existing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exists already"):
         write_export(Prepared(audit(), 4, write_two_files), tmp_path)
+
+
+def test_a_place_without_room_for_a_folder_is_refused_before_the_run_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file/out", tmp_path / "file/more/out"):
+        assert main(["export", "no-run", "--out", str(out)]) == 2
+        assert f"{tmp_path / 'file'} is no folder, so --out cannot be" in capsys.readouterr().err
+    monkeypatch.setattr(os, "access", lambda place, _mode: place != tmp_path)
+    assert main(["export", "no-run", "--out", str(tmp_path / "new/out")]) == 2
+    assert f"{tmp_path} is not writable, so --out cannot be" in capsys.readouterr().err
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="link exists already"):
+        check_creatable(tmp_path / "link")
 
 
 @pytest.mark.parametrize("added", [0.06, float("nan"), float("inf")])

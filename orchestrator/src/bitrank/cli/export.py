@@ -73,9 +73,9 @@ def act(arguments: argparse.Namespace) -> int:
     """
     if not (math.isfinite(arguments.max_loss) and arguments.max_loss >= 0):
         raise UserError(f"--max-loss must be a number of nats of 0 or more, got {arguments.max_loss}")
-    from bitrank.export.prepared import Options, check_absent, check_loss, write_export
+    from bitrank.export.prepared import Options, check_creatable, check_loss, write_export
 
-    check_absent(arguments.out)
+    check_creatable(arguments.out)
     target = find_target(arguments.to, arguments.lora)
     quantizer = find_quantizer_for(arguments.to, arguments.quantizer)
     from bitrank.export.finished_run import check_has_adapter, find_run

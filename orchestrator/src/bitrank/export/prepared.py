@@ -7,6 +7,7 @@ interrupted, leaves nothing behind under the target's name.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -55,15 +56,27 @@ def check_loss(audit: Audit, max_loss: float, advice: str) -> None:
         )
 
 
-def check_absent(out: Path) -> None:
-    """Raise :class:`UserError` if the folder ``out`` exists."""
-    if out.exists():
+def check_creatable(out: Path) -> None:
+    """Raise :class:`UserError` if the folder ``out`` exists, or cannot be made where it is."""
+    if os.path.lexists(out):
         raise UserError(f"{out} exists already; give --out a folder that does not")
+    place = _existing_parent(out)
+    if not place.is_dir():
+        raise UserError(
+            f"{place} is no folder, so --out cannot be the folder {out} in it; give another folder"
+        )
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"{place} is not writable, so --out cannot be the folder {out}; give another folder")
+
+
+def _existing_parent(out: Path) -> Path:
+    """The nearest folder around ``out`` that exists."""
+    return next(folder for folder in (out.parent, *out.parent.parents) if os.path.lexists(folder))
 
 
 def check_space(out: Path, nbytes: int) -> None:
     """Raise :class:`UserError` if the disk of ``out`` has less than ``nbytes`` free for the files."""
-    place = next(folder for folder in (out.parent, *out.parent.parents) if folder.exists())
+    place = _existing_parent(out)
     free, needed = shutil.disk_usage(place).free, nbytes + _RESERVE
     if free < needed:
         raise UserError(
@@ -76,10 +89,10 @@ def check_space(out: Path, nbytes: int) -> None:
 def write_export(prepared: Prepared, out: Path) -> dict[str, int]:
     """Write ``prepared`` and its audit to the new folder ``out``; return the bytes of each file by its name.
 
-    Raises :class:`UserError` if ``out`` exists or its disk is too small. On any error the temporary folder is
-    removed.
+    Raises :class:`UserError` if ``out`` exists or cannot be made, or its disk is too small. On any error
+    the temporary folder is removed.
     """
-    check_absent(out)
+    check_creatable(out)
     check_space(out, prepared.nbytes)
     unfinished = out.parent / f".{out.name}.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)  # of an export that was killed
