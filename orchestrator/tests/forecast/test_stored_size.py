@@ -80,6 +80,22 @@ def test_matrix_that_its_backend_cannot_store_is_refused_by_name() -> None:
         stored_size(odd, "nf4", Storage("cuda-4bit", "cpu", torch.float32))
 
 
+def test_what_a_run_refuses_is_not_counted() -> None:
+    """An embedding whose rows end within a byte, and codes of a quantizer in a backend that rounds itself."""
+    table = WeightMatrix("table", "embedding", None, (40, 32))
+    with pytest.raises(
+        QuantError, match=r"table cannot be stored as int3-g12: rows of 32 weights do not end on"
+    ):
+        stored_size(table, "int3-g12", Storage("auto", "cpu", torch.float32), shared=True)
+    block = WeightMatrix("body.layer.0.fc", "ffn", 0, (40, 64))
+    assert stored_size(block, "int3-g12", Storage("auto", "cpu", torch.float32)) > 0
+    for backend in ("quanto-int4", "quanto-int8"):
+        assert stored_size(block, "nf4", Storage(backend, "cpu", torch.float32)) > 0
+        coded = Storage(backend, "cpu", torch.float32, coded=True)
+        with pytest.raises(QuantError, match=r"body.layer.0.fc cannot be .* quanto encodes weights itself"):
+            stored_size(block, "nf4", coded)
+
+
 def test_plan_for_an_unavailable_backend_exits_with_2_and_the_reason(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -120,9 +120,14 @@ def test_invalid_plans_raise_and_leave_the_model_unchanged(make, ids) -> None:
         )
     with pytest.raises(QuantError, match="shares its weight"):
         apply_precision(model, {"model.embed_tokens": "int8", "lm_head": "nf4"})
+    with pytest.raises(
+        QuantError, match=r"model\.embed_tokens cannot be stored as int3-g22: rows of 64 weights"
+    ):
+        apply_precision(model, {"model.layers.0.mlp.up_proj": "int8", "model.embed_tokens": "int3-g22"})
     with pytest.raises(QuantError, match="unknown format"):
         apply_precision(model, {"model.layers.0.mlp.up_proj": "int1"})
     assert torch.equal(logits(model, ids), before)
+    apply_precision(model, {"model.layers.0.mlp.up_proj": "int3-g22"})
 
 
 def test_peft_flags_are_set_for_both_bitsandbytes_kinds(make) -> None:

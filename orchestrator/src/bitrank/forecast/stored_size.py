@@ -17,6 +17,8 @@ from bitrank_quant import (
     Float,
     WeightMatrix,
     check_fits,
+    check_looks_up,
+    check_takes_codes,
     choose_backend,
     is_mask,
     left_out,
@@ -45,18 +47,22 @@ def stored_size(matrix: WeightMatrix, text: str, storage: Storage, *, shared: bo
     """Return the bytes of ``matrix`` in the format ``text``: codes, scales and code books, without its bias.
 
     ``shared`` marks a matrix that the reference backend must store (:func:`held_by_torch`), as it stores
-    every embedding. Raises the quant package's error if no backend supports the format.
+    every embedding. Raises the quant package's error if the backend cannot store the matrix, as a run would.
     """
     device, dtype = storage.device, storage.dtype
     override = override_for(storage.quant_backend, device, dtype)
     fmt = parse_format(text)
     if override.format is not None and not isinstance(fmt, Float):
         fmt = parse_format(override.format)
+    if matrix.role == "embedding":
+        check_looks_up(fmt, matrix.shape, matrix.name)
     if isinstance(fmt, Float) or shared or matrix.role == "embedding":
         return fmt.nbytes(matrix.shape)
     given = matrix.shape if storage.coded else None
     backend = override.backend or choose_backend(fmt, device, dtype, given).name
     check_fits(backend, fmt, matrix.shape, matrix.name)
+    if storage.coded:
+        check_takes_codes(backend, fmt, matrix.shape, matrix.name)
     return BACKENDS[backend].nbytes(fmt, matrix.shape, dtype)
 
 

@@ -54,6 +54,8 @@ __all__ = [
     "available_overrides",
     "block_matrices",
     "check_fits",
+    "check_looks_up",
+    "check_takes_codes",
     "choose_backend",
     "computes_as",
     "decoder",

@@ -17,7 +17,13 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from bitrank_quant.backends.choose import check_fits, check_takes_codes, choose_backend, override_for
+from bitrank_quant.backends.choose import (
+    check_fits,
+    check_looks_up,
+    check_takes_codes,
+    choose_backend,
+    override_for,
+)
 from bitrank_quant.backends.dequantize import stored_weight
 from bitrank_quant.backends.overrides import Override
 from bitrank_quant.backends.reference import QuantEmbedding, QuantLinear, QuantWeight
@@ -129,8 +135,8 @@ def apply_precision(
     of low-bit matrices; by default each backend rounds the whole weight.
 
     Raises :class:`QuantError`, before the model changes, for a module that the model lacks, a format or
-    backend that is unavailable or does not fit a matrix, a backend that takes no codes from a quantizer, or a
-    tied head whose format differs from its embedding's.
+    backend that is unavailable or does not fit a matrix, an embedding whose rows end within a byte, a backend
+    that takes no codes from a quantizer, or a tied head whose format differs from its embedding's.
     """
     device = device or next(model.parameters()).device.type
     override = override_for(quant_backend, device, compute_dtype)
@@ -140,14 +146,7 @@ def apply_precision(
     _check_tied(formats, tied)
     encoding = encoding or Encoding()
     storing = _Storing(override, compute_dtype, encoding.split, encoding.encode)
-    for matrix in weight_matrices(model):
-        alone = matrix.tied_to is None and matrix.role != "embedding" and matrix.name not in heads_of
-        if matrix.name in formats and alone and matrix.name not in read:
-            fmt = formats[matrix.name]
-            backend = storing.backend(fmt, device, matrix.shape)
-            check_fits(backend, fmt, matrix.shape, matrix.name)
-            if encoding.encode is not None and not isinstance(fmt, Float):
-                check_takes_codes(backend, fmt, matrix.shape, matrix.name)
+    _check_stored(model, formats, storing, device)
     applied: dict[str, Applied] = {}
     for name, fmt in formats.items():
         if name not in tied:
@@ -281,6 +280,22 @@ def _check_tied(formats: dict[str, Format], tied: dict[str, str]) -> None:
                 f"{formats[head]} and {formats.get(embedding, 'nothing')}. "
                 "Give them the same format, or leave the head out."
             )
+
+
+def _check_stored(model: nn.Module, formats: dict[str, Format], storing: _Storing, device: str) -> None:
+    """Check that each matrix can be stored in its format by the backend that gets it."""
+    in_reference = {*followers(model), *readers_of_weights(model)}
+    for matrix in weight_matrices(model):
+        fmt = formats.get(matrix.name)
+        if fmt is None or matrix.tied_to is not None:
+            continue
+        if matrix.role == "embedding":
+            check_looks_up(fmt, matrix.shape, matrix.name)
+        elif matrix.name not in in_reference:
+            backend = storing.backend(fmt, device, matrix.shape)
+            check_fits(backend, fmt, matrix.shape, matrix.name)
+            if storing.encode is not None and not isinstance(fmt, Float):
+                check_takes_codes(backend, fmt, matrix.shape, matrix.name)
 
 
 def _flag_for_peft(model: nn.Module, applied: dict[str, Applied]) -> None:

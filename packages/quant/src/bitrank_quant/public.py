@@ -15,6 +15,8 @@ from bitrank_quant.backends.base import Backend, Decode, computes_as
 from bitrank_quant.backends.choose import (
     available_overrides,
     check_fits,
+    check_looks_up,
+    check_takes_codes,
     choose_backend,
     override_for,
     rejected,

@@ -14,9 +14,10 @@ from bitrank_quant.backends.overrides import OVERRIDES, Override
 from bitrank_quant.backends.probe import cached_probe
 from bitrank_quant.backends.registry import BACKENDS, REFERENCE
 from bitrank_quant.errors import QuantError
-from bitrank_quant.formats.base import Format
+from bitrank_quant.formats.base import Format, row_codes
 from bitrank_quant.formats.float import Float
 from bitrank_quant.formats.parse import parse_format
+from bitrank_quant.packing import end_on_bytes
 
 
 def choose_backend(
@@ -84,6 +85,15 @@ def check_fits(backend: str, fmt: Format, shape: tuple[int, int], name: str) -> 
         raise QuantError(
             f"{name} cannot be stored as {fmt}: {reason}; "
             "give another --quant-backend (auto fits every shape), or pin it"
+        )
+
+
+def check_looks_up(fmt: Format, shape: tuple[int, int], name: str) -> None:
+    """Raise :class:`QuantError` if no row of the embedding ``name`` can be looked up in ``fmt`` alone."""
+    if not end_on_bytes(row_codes(fmt, shape[1]), fmt.bits):
+        raise QuantError(
+            f"{name} cannot be stored as {fmt}: rows of {shape[1]} weights do not end on a byte, so none can "
+            "be looked up; give the embedding a format with a group of 8·k"
         )
 
 
