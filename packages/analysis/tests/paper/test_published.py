@@ -53,6 +53,12 @@ def test_findings_of_a_study_replace_only_claims_that_the_papers_runs_do_not_tes
     ]
 
 
+def test_a_claim_that_neither_tests_has_the_reason_of_the_study_which_has_more_arms() -> None:
+    own = evidence("movies", row("one", NOT_TESTED) | {"reason": "no finished run of new"})
+    study = frame(row("one", NOT_TESTED) | {"reason": "not equal bytes"})
+    assert "not equal bytes" in published_table([own], {"movies": study})
+
+
 def test_tasks_of_studies_alone_follow_with_their_own_metric() -> None:
     own = evidence("movies", row("one", SUPPORTED, 0.1))
     study = frame(row("one", SUPPORTED, 0.2, "token_f1"), row("two", NOT_TESTED, metric="token_f1"))

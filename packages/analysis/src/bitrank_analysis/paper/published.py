@@ -70,9 +70,11 @@ def published_table(evidence: Sequence[Evidence], studies: Findings) -> str:
 
 
 def _completed(own: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
-    """``own``, with the rows of ``study`` for claims that only it tests."""
-    tested = {*study.loc[study["finding"] != NOT_TESTED, "claim"]}
-    replaced = (own["finding"] == NOT_TESTED) & own["claim"].isin(tested)
+    """``own``, with the rows of ``study`` for the claims that it does not test.
+
+    If the study does not test them either, its reason is kept: it has runs of more arms.
+    """
+    replaced = (own["finding"] == NOT_TESTED) & own["claim"].isin(study["claim"])
     added = study[study["claim"].isin(own.loc[replaced, "claim"])]
     order = {claim: place for place, claim in enumerate(own["claim"])}
     return pd.concat([own[~replaced], added]).sort_values(
