@@ -45,7 +45,7 @@ help: ## this list
 install: $(VENV)/.installed ## the virtual environment with pinned packages
 
 $(VENV)/.installed: Makefile constraints.txt constraints/torch-$(TORCH).txt $(PROJECTS)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "bitrank needs Python 3.11 or newer; give one with PYTHON=…"; exit 2; }
+	@$(PYTHON) tools/check_machine.py
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (about two minutes the first time)"
 	@PIP="$(PIP)" PY=$(PY) TORCH=$(TORCH) bash tools/install-torch.sh
