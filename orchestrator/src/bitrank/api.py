@@ -273,12 +273,13 @@ def save_plan(plan: Mapping[str, Any], path: str | Path) -> None:
     _save_plan(check_plan_data(plan, "the plan"), Path(path))
 
 
-def open_store(uri: str | Path = "runs") -> ReadOnlyStore:
+def open_store(uri: str | Path = "runs", artifacts: str | Path | None = None) -> ReadOnlyStore:
     """Open the store of finished runs for SQL that reads, with views (``wide``, ``plans``, …).
 
-    ``uri`` is a folder with ``mlflow.db``, a ``sqlite:///`` or a ``postgresql://`` URI. ``.sql(…).df()``
-    gives a DataFrame; a statement that writes is refused. Raises :class:`~bitrank_analysis.AnalysisError`
-    when there is no MLflow store.
+    ``uri`` is a folder with ``mlflow.db``, a ``sqlite:///`` or a ``postgresql://`` URI. ``artifacts`` is the
+    folder with the files of runs that a tracking server stored: its ``--artifacts-destination``, mounted or
+    copied. ``.sql(…).df()`` gives a DataFrame; a statement that writes is refused. Raises
+    :class:`~bitrank_analysis.AnalysisError` when there is no MLflow store or no such folder.
 
     Example:
         >>> import bitrank
@@ -287,7 +288,7 @@ def open_store(uri: str | Path = "runs") -> ReadOnlyStore:
     """
     from bitrank_analysis import open_read_only
 
-    return open_read_only(str(uri))
+    return open_read_only(str(uri), None if artifacts is None else Path(artifacts))
 
 
 def _as_data(result: PlanResult, init: str, quantizer: str) -> Plan:

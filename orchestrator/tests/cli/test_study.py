@@ -167,8 +167,10 @@ def test_a_study_in_a_server_ends_with_the_command_of_its_report(
     shown = capsys.readouterr().out
     assert "1 of 1 runs are complete." in shown
     assert (
-        "report: not written: a tracking server has no tables to read. The runs are in its database; report "
-        "and notes: bitrank report --experiment bitrank-eight-bits-smoke --store postgresql://USER@HOST/DATABASE"
+        "report: not written: a tracking server has no tables to read. The runs are in its database; report: "
+        "bitrank report --experiment bitrank-eight-bits-smoke --planning "
+        "results/eight-bits-smoke/planning.json --store postgresql://USER@HOST/DATABASE (or the folder of "
+        "its mlflow.db) --artifacts FOLDER (its --artifacts-destination, mounted or copied)"
     ) in shown
     assert trained == [] and Path("results/eight-bits-smoke/planning.json").exists()
 

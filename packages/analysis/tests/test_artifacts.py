@@ -145,4 +145,4 @@ def test_artifacts_are_readable_during_a_write_transaction(maker, tmp_path: Path
     ],
 )
 def test_local_folder_of_artifact_uris(uri: str, folder: str | None) -> None:
-    assert local_folder(uri, None) == (Path(folder) if folder else None)
+    assert local_folder(uri, []) == (Path(folder) if folder else None)

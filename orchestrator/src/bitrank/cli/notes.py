@@ -75,12 +75,13 @@ def is_served(store: str) -> bool:
     return Store.parse(store).database is None
 
 
-def served_advice(experiment: str) -> str:
-    """How to read the results of ``experiment`` from the database of a server."""
+def served_advice(experiment: str, planning: Path | None = None) -> str:
+    """How to read the results of ``experiment``, and of the study in ``planning``, behind a server."""
+    written, of_study = ("report", f" --planning {planning}") if planning else ("report and notes", "")
     return (
-        "a tracking server has no tables to read. The runs are in its database; report and notes: bitrank "
-        f"report --experiment {experiment} --store postgresql://USER@HOST/DATABASE (or the folder of its "
-        "mlflow.db)"
+        f"a tracking server has no tables to read. The runs are in its database; {written}: bitrank "
+        f"report --experiment {experiment}{of_study} --store postgresql://USER@HOST/DATABASE (or the folder "
+        "of its mlflow.db) --artifacts FOLDER (its --artifacts-destination, mounted or copied)"
     )
 
 

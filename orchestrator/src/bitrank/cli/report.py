@@ -44,7 +44,7 @@ REPORT = """examples:
   bitrank report --profile paper --out paper-report
   bitrank report --curves my-curves                my-curves: --save of `bitrank plan --budgets`
   bitrank report --planning results/systems/planning.json --experiment bitrank-systems --out systems-report
-  bitrank report --store postgresql://me@host/mlflow --ui-url http://host:5000"""
+  bitrank report --store postgresql://me@host/mlflow --artifacts /mnt/mlflow --ui-url http://host:5000"""
 PAPER = """examples:
   bitrank paper                                    writes numbers, tables, figures, claims to paper/generated
   bitrank paper --profile paper --store sqlite:////data/runs/mlflow.db
@@ -63,6 +63,7 @@ def add_report(commands: Any) -> None:
         commands, "report", "write figures, tables and one HTML page from the store", REPORT, _report
     )
     _add_store(parser)
+    _add_artifacts(parser)
     _add_experiment(parser)
     parser.add_argument(
         "--planning",
@@ -102,6 +103,7 @@ def add_paper(commands: Any) -> None:
         _paper,
     )
     _add_store(parser)
+    _add_artifacts(parser)
     _add_experiment(parser)
     parser.add_argument(
         "--configs",
@@ -154,6 +156,7 @@ def add_evidence(commands: Any) -> None:
         help="folder of a store or of a bundle, or a sqlite:/// or postgresql:// URI (default: runs); "
         "repeatable for the parts of one experiment",
     )
+    _add_artifacts(parser)
     _add_experiment(parser)
     parser.add_argument(
         "--out",
@@ -169,6 +172,16 @@ def _add_store(parser: argparse.ArgumentParser) -> None:
         type=location,
         default="runs",
         help="folder of the store or of a bundle, or a sqlite:/// or postgresql:// URI (default: runs)",
+    )
+
+
+def _add_artifacts(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--artifacts",
+        type=file_path,
+        metavar="FOLDER",
+        help="files of runs that a tracking server stored: its --artifacts-destination, mounted or copied "
+        "(default: artifacts in the store's folder)",
     )
 
 
@@ -195,6 +208,7 @@ def add_sql(commands: Any) -> None:
         default="runs",
         help="folder of the store, or a sqlite:/// or postgresql:// URI (default: runs)",
     )
+    _add_artifacts(parser)
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -202,9 +216,10 @@ def _report(arguments: argparse.Namespace) -> int:
     from bitrank_analysis.report import collect, planners_report, write
 
     if arguments.planning:
-        print(planners_report(arguments.store, _experiment(arguments), arguments.planning, arguments.out))
+        experiment, planning = _experiment(arguments), arguments.planning
+        print(planners_report(arguments.store, experiment, planning, arguments.out, arguments.artifacts))
         return 0
-    found = load_study(open_store(arguments.store), _experiment(arguments))
+    found = load_study(open_store(arguments.store, arguments.artifacts), _experiment(arguments))
     report = collect(found, arguments.ui_url, _curves(arguments.curves))
     page = write(report, arguments.out)
     written = write_notes(found, report, arguments.notes)
@@ -231,10 +246,11 @@ def _curves(folder: Path | None) -> list[BudgetCurve]:
 
 
 def _paper(arguments: argparse.Namespace) -> int:
+    from bitrank_analysis import open_store
     from bitrank_analysis.paper import write_paper
 
     folder = write_paper(
-        arguments.store,
+        open_store(arguments.store, arguments.artifacts),
         arguments.out,
         _experiment(arguments),
         arguments.configs,
@@ -247,9 +263,16 @@ def _paper(arguments: argparse.Namespace) -> int:
 
 
 def _evidence(arguments: argparse.Namespace) -> int:
-    from bitrank_analysis import write_bundle
+    from bitrank_analysis import load_study, open_store, without_predictions, write_bundle
 
-    folder = write_bundle(arguments.store or ["runs"], arguments.out, _experiment(arguments), _print_notice)
+    stores = arguments.store or ["runs"]
+    folder = write_bundle(
+        stores, arguments.out, _experiment(arguments), _print_notice, artifacts=arguments.artifacts
+    )
+    kept = load_study(open_store(str(folder)))
+    if lacking := without_predictions(kept):
+        why = next(iter(lacking.values()))
+        print(f"{len(lacking)} of {len(kept.runs)} finished runs have no predictions in the bundle: {why}")
     mib = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
     digest = json.loads((folder / "evidence.json").read_text(encoding="utf-8"))["digest"]
     print(f"evidence: {folder.resolve()} ({mib:.1f} MiB, digest {digest[:12]})")
@@ -267,5 +290,5 @@ def _experiment(arguments: argparse.Namespace) -> str | None:
 def _sql(arguments: argparse.Namespace) -> int:
     from bitrank_analysis import query
 
-    print(query(arguments.store, arguments.statement, arguments.format), end="")
+    print(query(arguments.store, arguments.statement, arguments.format, arguments.artifacts), end="")
     return 0

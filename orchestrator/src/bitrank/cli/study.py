@@ -127,7 +127,7 @@ def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
 def _print_report(arguments: argparse.Namespace, name: str, folder: Path, report: Callable[..., str]) -> None:
     """Print the report of ``report`` and keep its findings, if the store can be read and its runs count."""
     if is_served(arguments.store):
-        print(f"report: not written: {served_advice(f'bitrank-{name}')}")
+        print(f"report: not written: {served_advice(f'bitrank-{name}', folder / 'planning.json')}")
         return
     print(report(arguments.store, f"bitrank-{name}", [folder / "planning.json"], folder))
     if arguments.profile == "smoke":

@@ -9,6 +9,7 @@ from bitrank_analysis.make_bundle import write_bundle
 from bitrank_analysis.metrics import METRICS, Metric
 from bitrank_analysis.planning_costs import Planning, read_planning
 from bitrank_analysis.query import ReadOnlyStore, Rows, open_read_only, query
+from bitrank_analysis.readable import without_predictions
 from bitrank_analysis.store import open_store
 from bitrank_analysis.study import Study, load_study
 
@@ -28,5 +29,6 @@ __all__ = [
     "query",
     "read_curves",
     "read_planning",
+    "without_predictions",
     "write_bundle",
 ]

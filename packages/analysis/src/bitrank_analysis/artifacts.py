@@ -1,13 +1,15 @@
 """DuckDB views over the files of runs: ``predictions``, ``ranks``, ``plans``, ``specs`` and ``unread``.
 
-Only artifacts on this machine are read. A run with artifacts elsewhere (``mlflow-artifacts:/``, ``s3://``)
-and every damaged file is a row of ``unread``, so unreadable data is never silently absent. A file that does
-not exist (the run failed before it was written) has no row in any view.
+Only artifacts on this machine are read; those of a server (``mlflow-artifacts:/``, ``s3://``) from a folder
+with a copy of them. A run with artifacts elsewhere and every damaged file is a row of ``unread``, so
+unreadable data is never silently absent. A file that does not exist (the run failed before it was written)
+has no row in any view.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -17,6 +19,9 @@ from bitrank_analysis.errors import AnalysisError, masked
 
 PREDICTIONS, RANKS, PLAN, SPEC = "predictions.parquet", "ranks.json", "plan.json", "spec.json"
 CONTINUATIONS = "continuations.json"
+ELSEWHERE = (
+    "give the folder that has them with --artifacts: the server's --artifacts-destination, mounted or copied"
+)
 EMPTY_PREDICTIONS = (
     "SELECT NULL::VARCHAR AS run_id, NULL::VARCHAR AS id, NULL::DOUBLE AS loss, NULL::BIGINT AS tokens "
     "WHERE false"
@@ -64,12 +69,12 @@ CREATE VIEW unread AS
 """
 
 
-def create_artifact_views(database: duckdb.DuckDBPyConnection, store_folder: Path | None) -> None:
+def create_artifact_views(database: duckdb.DuckDBPyConnection, roots: Sequence[Path]) -> None:
     """Add the views to a connection that has the view ``runs``.
 
-    The files are listed now and read when a view is queried. ``store_folder`` is the folder of a SQLite
-    store, None for a server. It makes a moved store readable: if the folder recorded for a run no longer
-    exists, the same experiment and run under ``store_folder/artifacts`` are used.
+    The files are listed now and read when a view is queried. ``roots`` are folders with the artifacts of runs
+    as EXPERIMENT/RUN/artifacts. They make moved stores and those of servers readable: if the folder recorded
+    for a run is not on this machine, the same experiment and run in the first of them that has it are used.
     """
     database.execute("CREATE TABLE raw.files (run_id VARCHAR, file VARCHAR, path VARCHAR)")
     # Filled in an evidence bundle, where no run has files.
@@ -78,7 +83,7 @@ def create_artifact_views(database: duckdb.DuckDBPyConnection, store_folder: Pat
     database.execute("CREATE TABLE raw.unread (run_id VARCHAR, file VARCHAR, reason VARCHAR)")
     files, unread = [], []
     for run_id, uri in database.sql("SELECT run_id, artifact_uri FROM runs").fetchall():
-        folder = local_folder(uri, store_folder)
+        folder = local_folder(uri, roots)
         if folder is None:
             unread.append((run_id, "all", f"its artifacts are not on this machine: {masked(uri)}"))
         else:
@@ -115,16 +120,19 @@ def read_file(database: duckdb.DuckDBPyConnection, run_id: str, name: str) -> st
     return path.read_text(encoding="utf-8", errors="replace")
 
 
-def local_folder(uri: str, store_folder: Path | None) -> Path | None:
-    """The folder of an artifact URI on this machine (a path or ``file://``); None for other kinds of URI."""
+def local_folder(uri: str, roots: Sequence[Path]) -> Path | None:
+    """The folder of an artifact URI on this machine: its own (a path or ``file://``), else one in ``roots``.
+
+    None for another kind of URI (``mlflow-artifacts:/``, ``s3://``) whose folder no root has.
+    """
     parts = urlsplit(uri)
-    if parts.scheme not in {"", "file"}:
-        return None
     folder = Path(unquote(parts.path)) if parts.scheme else Path(uri)
-    if folder.is_dir() or store_folder is None:
+    is_local = parts.scheme in {"", "file"}
+    if is_local and folder.is_dir():
         return folder
-    moved = store_folder / "artifacts" / Path(*folder.parts[-3:])
-    return moved if moved.is_dir() else folder
+    inside = folder.relative_to(folder.anchor).parts[-3:]
+    copies = (root.joinpath(*inside) for root in roots)
+    return next((copy for copy in copies if copy.is_dir()), folder if is_local else None)
 
 
 def read_predictions(database: duckdb.DuckDBPyConnection, run_id: str) -> duckdb.DuckDBPyRelation:
@@ -141,13 +149,13 @@ def read_predictions(database: duckdb.DuckDBPyConnection, run_id: str) -> duckdb
         "SELECT path FROM raw.files WHERE run_id = ? AND file = ?", [run_id, PREDICTIONS]
     ).fetchall()
     reasons = database.execute(
-        "SELECT reason FROM raw.unread WHERE run_id = ? AND file IN ('all', ?)", [run_id, PREDICTIONS]
+        "SELECT reason, file = 'all' FROM raw.unread WHERE run_id = ? AND file IN ('all', ?)",
+        [run_id, PREDICTIONS],
     ).fetchall()
     if reasons:
-        raise AnalysisError(
-            f"{PREDICTIONS} of run {run_id} cannot be read: {reasons[0][0]}; "
-            "copy its artifacts here or run it again"
-        )
+        reason, is_elsewhere = reasons[0]
+        remedy = ELSEWHERE if is_elsewhere else "copy its artifacts here or run it again"
+        raise AnalysisError(f"{PREDICTIONS} of run {run_id} cannot be read: {reason}; {remedy}")
     if not rows:
         raise AnalysisError(
             f"run {run_id} has no {PREDICTIONS}, so it cannot be compared example by example; "

@@ -28,8 +28,9 @@ from bitrank_analysis.bundle import MANIFEST, VERSION, digest_of, is_bundle
 from bitrank_analysis.errors import AnalysisError, masked
 from bitrank_analysis.files import write_atomically
 from bitrank_analysis.join_bundles import by_columns, different_versions, joined, sorted_rows
+from bitrank_analysis.readable import without_predictions
 from bitrank_analysis.store import open_store
-from bitrank_analysis.study import load_study
+from bitrank_analysis.study import Study, load_study
 
 # Tables of the store → query over the runs of one experiment; {ids} is their list.
 _QUERIES = {
@@ -50,22 +51,26 @@ def write_bundle(
     out_folder: Path | str,
     experiment: str | None = None,
     on_notice: Callable[[str], None] = lambda _: None,
+    artifacts: Path | None = None,
 ) -> Path:
     """Write the bundle of ``experiment`` (or of the only one) into ``out_folder``; returns the folder.
 
     Several ``stores`` or bundles are the parts of one experiment. The same results give the same bytes,
     however they are divided. Of a run in several parts the finished version is kept, or else the one that
     ended last; ``on_notice`` gets a sentence on runs whose versions differ. An earlier bundle in the folder
-    is replaced. Raises :class:`AnalysisError` as :func:`~bitrank_analysis.load_study` does, if the parts are
-    of different experiments, and if the folder has other files.
+    is replaced. ``artifacts`` is that of :func:`~bitrank_analysis.open_store`. Raises :class:`AnalysisError`
+    as :func:`~bitrank_analysis.load_study` does, if the parts are of different experiments, if no finished
+    run has readable predictions, and if the folder has other files.
     """
-    parts = {uri: _read(uri, experiment) for uri in ([stores] if isinstance(stores, str) else stores)}
-    names = {name for name, _ in parts.values()}
+    uris = [stores] if isinstance(stores, str) else stores
+    studies = {uri: load_study(open_store(uri, artifacts), experiment) for uri in uris}
+    names = {study.experiment for study in studies.values()}
     if len(names) > 1:
-        each = ", ".join(f"{name} in {masked(uri)}" for uri, (name, _) in parts.items())
+        each = ", ".join(f"{study.experiment} in {masked(uri)}" for uri, study in studies.items())
         raise AnalysisError(f"expected parts of one experiment, got {each}; choose one with --experiment")
     (name,) = names
-    each_part = [tables for _, tables in parts.values()]
+    _check_predictions(list(studies.values()))
+    each_part = [_read(study) for study in studies.values()]
     if different := different_versions(each_part):
         on_notice(
             f"runs with different versions in these stores: {len(different)}, such as {different[0]}; the "
@@ -85,13 +90,25 @@ def write_bundle(
     return folder
 
 
-def _read(store_uri: str, experiment: str | None) -> tuple[str, dict[str, pa.Table]]:
-    """Name and tables of ``experiment`` in one store or bundle."""
-    database = open_store(store_uri)
-    name = load_study(database, experiment).experiment
-    rows = database.execute("SELECT run_id FROM runs WHERE experiment = ? ORDER BY 1", [name]).fetchall()
+def _check_predictions(parts: Sequence[Study]) -> None:
+    """Raise :class:`AnalysisError` if no run to compare has predictions: a report could not be made again."""
+    lacking = [without_predictions(part) for part in parts]
+    count = sum(len(part.runs) for part in parts)
+    if count and count == sum(map(len, lacking)):
+        reason = next(why for part in lacking for why in part.values())
+        raise AnalysisError(
+            f"none of the {count} finished runs of {parts[0].experiment} has predictions to keep: {reason}"
+        )
+
+
+def _read(study: Study) -> dict[str, pa.Table]:
+    """The tables of the experiment of ``study`` in its store or bundle."""
+    database = study.database
+    rows = database.execute(
+        "SELECT run_id FROM runs WHERE experiment = ? ORDER BY 1", [study.experiment]
+    ).fetchall()
     ids = [run_id for (run_id,) in rows]
-    return name, {**_tables(database, ids), "texts": _texts(database, ids), **_predictions(database, ids)}
+    return {**_tables(database, ids), "texts": _texts(database, ids), **_predictions(database, ids)}
 
 
 def _empty(folder: Path) -> None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from datetime import datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -22,8 +23,10 @@ _EXPLAIN = re.compile(r"\s*EXPLAIN\s+(ANALYZE\s+)?(\([^()]*\)\s*)?(?=[A-Za-z(])"
 Tuples = list[tuple[Any, ...]]
 
 
-def query(uri: str, sql: str, format: str = "table") -> str:
+def query(uri: str, sql: str, format: str = "table", artifacts: Path | None = None) -> str:
     """Run one ``sql`` statement on the store at ``uri``; the rows as ``table``, ``csv`` or ``json`` text.
+
+    ``artifacts`` is that of :func:`~bitrank_analysis.open_store`.
 
     Only read statements are allowed: SELECT (and its short forms FROM, VALUES, SHOW, DESCRIBE, SUMMARIZE)
     and EXPLAIN of them. JSON is a list of objects. NULL is empty in a table and in CSV; NaN and infinities
@@ -32,7 +35,7 @@ def query(uri: str, sql: str, format: str = "table") -> str:
     """
     if format not in FORMATS:
         raise AnalysisError(f"unknown format {format!r}; expected one of {', '.join(FORMATS)}")
-    database = open_store(uri)
+    database = open_store(uri, artifacts)
     try:
         check_reads(database, sql)
         result = database.sql(sql)
@@ -89,12 +92,12 @@ class ReadOnlyStore:
         self._database.close()
 
 
-def open_read_only(uri: str) -> ReadOnlyStore:
+def open_read_only(uri: str, artifacts: Path | None = None) -> ReadOnlyStore:
     """The views of :func:`~bitrank_analysis.open_store`, for statements from outside this program.
 
     Raises :class:`AnalysisError` if ``uri`` is not a readable MLflow store.
     """
-    return ReadOnlyStore(open_store(uri))
+    return ReadOnlyStore(open_store(uri, artifacts))
 
 
 def check_reads(database: duckdb.DuckDBPyConnection, sql: str) -> None:

@@ -16,8 +16,8 @@ def with_readable_runs(study: Study) -> Study:
 
     If all runs are affected the study is returned unchanged: the later error names the file.
     """
-    reasons = {run_id: _why_unreadable(study, run_id) for run_id in study.runs["run_id"]}
-    is_damaged = study.runs["run_id"].map(reasons) != ""
+    reasons = without_predictions(study)
+    is_damaged = study.runs["run_id"].isin(reasons)
     if not is_damaged.any() or is_damaged.all():
         return study
     damaged = study.runs[is_damaged]
@@ -27,9 +27,12 @@ def with_readable_runs(study: Study) -> Study:
     return replace(study, runs=study.runs[~is_damaged].reset_index(drop=True), missing=missing)
 
 
-def _why_unreadable(study: Study, run_id: str) -> str:
-    try:
-        read_predictions(study.database, run_id)
-    except AnalysisError as error:
-        return str(error)
-    return ""
+def without_predictions(study: Study) -> dict[str, str]:
+    """The reason of each run of ``study`` whose predictions cannot be read."""
+    reasons = {}
+    for run_id in study.runs["run_id"]:
+        try:
+            read_predictions(study.database, run_id)
+        except AnalysisError as error:
+            reasons[run_id] = str(error)
+    return reasons

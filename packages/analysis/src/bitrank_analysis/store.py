@@ -70,11 +70,14 @@ CREATE VIEW final_metrics AS
 """
 
 
-def open_store(uri: str) -> duckdb.DuckDBPyConnection:
+def open_store(uri: str, artifacts: Path | None = None) -> duckdb.DuckDBPyConnection:
     """A DuckDB connection with views over the MLflow store at ``uri``.
 
     ``uri`` is a folder that contains ``mlflow.db``, a ``sqlite:///`` or a ``postgresql://`` URI, or the
-    folder of an evidence bundle (:mod:`bitrank_analysis.bundle`).
+    folder of an evidence bundle (:mod:`bitrank_analysis.bundle`). ``artifacts`` is a folder with the runs'
+    artifacts as EXPERIMENT/RUN/artifacts, such as the ``--artifacts-destination`` of a tracking server; it is
+    used, before ``artifacts`` beside ``mlflow.db``, for runs whose recorded folder is not on this machine. A
+    bundle does not need it.
 
     Views over the tables: ``runs params tags metrics final_metrics wide``; ``wide`` has one row per run, with
     params as ``p.<key>``, tags as ``t.<key>`` and final metrics as ``m.<key>``. Views over the runs' files:
@@ -100,9 +103,21 @@ def open_store(uri: str) -> duckdb.DuckDBPyConnection:
     database.execute(_VIEWS)
     _create_wide(database)
     store_folder = location.parent if isinstance(location, Path) else None
-    create_artifact_views(database, store_folder)
+    roots = [*_given_root(artifacts), *([store_folder / "artifacts"] if store_folder else [])]
+    create_artifact_views(database, roots)
     _lock(database, store_folder)
     return database
+
+
+def _given_root(artifacts: Path | None) -> list[Path]:
+    """``artifacts`` as a list, empty for None. Raises :class:`AnalysisError` if there is no such folder."""
+    if artifacts is None:
+        return []
+    if not artifacts.is_dir():
+        raise AnalysisError(
+            f"there is no folder {artifacts}; expected one with artifacts of runs, EXPERIMENT/RUN/artifacts"
+        )
+    return [artifacts.resolve()]
 
 
 def _read_tables(database: duckdb.DuckDBPyConnection, uri: str, location: Path | URL) -> None:

@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import duckdb
+
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.evidence import ORDER, Evidence, gather
 from bitrank_analysis.files import write_atomically
@@ -35,7 +37,7 @@ SINGLE = ("B-FP", "B-Q4", "B-Ada")
 
 
 def write_paper(
-    store_uri: str,
+    store: str | duckdb.DuckDBPyConnection,
     out_folder: Path | str,
     experiment: str | None = None,
     configs: Sequence[str] = ORDER,
@@ -51,9 +53,11 @@ def write_paper(
     ``planners`` are results folders of studies of planners, which get a table and a figure of their own.
     ``published`` are those of studies whose findings complete the table of published claims.
     ``rivals`` is a folder with comparisons of allocations with those of other tools.
+    ``store`` is the URI of a store, or what :func:`~bitrank_analysis.open_store` returned.
     Raises :class:`AnalysisError` if no config has finished, or a folder cannot be read or written.
     """
-    study = select(with_readable_runs(load_study(open_store(store_uri), experiment)), configs)
+    database = open_store(store) if isinstance(store, str) else store
+    study = select(with_readable_runs(load_study(database, experiment)), configs)
     evidence = [gather(study, str(task)) for task in sorted(study.runs["task"].unique())]
     compared, findings, others = read_planners(planners), read_published(published), read_rivals(rivals)
     folder = Path(out_folder)

@@ -24,14 +24,20 @@ UI_URL = "http://127.0.0.1:5000"
 
 
 def write_report(
-    store_uri: str, out_folder: Path | str, experiment: str | None = None, ui_url: str | None = None
+    store_uri: str,
+    out_folder: Path | str,
+    experiment: str | None = None,
+    ui_url: str | None = None,
+    artifacts: Path | None = None,
 ) -> Path:
     """Collect and write in one step; returns the path of the page.
 
     ``experiment`` is optional if the store has only one. ``ui_url`` is the address of the MLflow UI, for
-    links to runs. Raises :class:`AnalysisError` if there is no finished run or the folder is not writable.
+    links to runs; ``artifacts`` that of :func:`~bitrank_analysis.open_store`. Raises :class:`AnalysisError`
+    if there is no finished run or the folder is not writable.
     """
-    return write(collect(load_study(open_store(store_uri), experiment), ui_url or UI_URL), out_folder)
+    study = load_study(open_store(store_uri, artifacts), experiment)
+    return write(collect(study, ui_url or UI_URL), out_folder)
 
 
 def write(report: Report, out_folder: Path | str) -> Path:

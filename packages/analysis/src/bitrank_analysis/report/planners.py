@@ -30,15 +30,22 @@ _MIB = 2**20
 _PAIR = ["candidate", "baseline", "metric", "difference", "low", "high", "p_holm", "verdict"]
 
 
-def planners_report(store: str, experiment: str | None, costs: Sequence[Path], folder: Path) -> str:
+def planners_report(
+    store: str,
+    experiment: str | None,
+    costs: Sequence[Path],
+    folder: Path,
+    artifacts: Path | None = None,
+) -> str:
     """Write ``report.md``, and a CSV file and a figure per task into ``folder``; returns the report's text.
 
     ``costs`` are the JSON files that `bitrank study` writes, one for each part of the study
-    (:mod:`~bitrank_analysis.planning_costs`). Raises :class:`~bitrank_analysis.errors.AnalysisError` as
-    :func:`load_study` and :func:`read_planning` do, and if the folder cannot be written.
+    (:mod:`~bitrank_analysis.planning_costs`); ``artifacts`` is that of :func:`~bitrank_analysis.open_store`.
+    Raises :class:`~bitrank_analysis.errors.AnalysisError` as :func:`load_study` and :func:`read_planning` do,
+    and if the folder cannot be written.
     """
     planning = read_planning(costs)
-    loaded = with_readable_runs(load_study(open_store(store), experiment, planning.rates))
+    loaded = with_readable_runs(load_study(open_store(store, artifacts), experiment, planning.rates))
     study, others = _planned(loaded, planning)
     text = "\n\n".join([f"# {study.experiment}", *study.notes, *others])
     try:
