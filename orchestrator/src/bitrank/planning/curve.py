@@ -64,7 +64,7 @@ def measured_curve(
     pin_threads(spec.threads)
     sizes = sizes_of(spec)
     nbytes = {text: parse_budget(text, sizes) for text in budgets}
-    tables = measure(spec, on_progress, measured_formats(request.choices.formats))
+    tables = measure(spec, on_progress, measured_formats(request.choices.formats, spec.quantizer))
 
     def solve(budget: str) -> Plan:
         at_budget = replace(request, budget=budget)

@@ -91,7 +91,7 @@ def make_plan(
     pin_threads(spec.threads)
     sizes = sizes_of(spec)
     parse_budget(request.budget, sizes)  # an invalid one is an error before the measurement
-    tables = measure(spec, on_progress, measured_formats(request.choices.formats))
+    tables = measure(spec, on_progress, measured_formats(request.choices.formats, spec.quantizer))
     return plan_from_tables(spec, request, sizes, tables, on_progress)
 
 

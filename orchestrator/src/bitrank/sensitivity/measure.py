@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from bitrank_data import IGNORED, Batch, build_once, cache_dir, is_built
-from bitrank_quant import parse_format
+from bitrank_quant import check_quantizable, parse_format
 from bitrank_quant.sensitivity import Replay, measure_sensitivities
 from bitrank_trainer import (
     choose_device,
@@ -44,12 +44,15 @@ FORMATS = (
 )
 
 
-def measured_formats(requested: Sequence[str]) -> tuple[str, ...]:
+def measured_formats(requested: Sequence[str], quantizer: str) -> tuple[str, ...]:
     """:data:`FORMATS`, and those of ``requested`` that are not among them.
 
-    Raises the quant package's error for an unknown one.
+    Raises the quant package's error for an unknown one, and for one that ``quantizer`` cannot choose codes
+    of: measuring it would fail after minutes.
     """
     more = sorted({str(parse_format(text)) for text in requested} - set(FORMATS))
+    for text in (*FORMATS, *more):
+        check_quantizable(parse_format(text), quantizer)
     return (*FORMATS, *more)
 
 

@@ -55,6 +55,7 @@ __all__ = [
     "block_matrices",
     "check_fits",
     "check_looks_up",
+    "check_quantizable",
     "check_takes_codes",
     "choose_backend",
     "computes_as",

@@ -46,7 +46,14 @@ from bitrank_quant.matrices import (
     weight_matrices,
 )
 from bitrank_quant.packing import little_endian_words, unpack_bits
-from bitrank_quant.quantizers import QUANTIZERS, InputMoments, Quantizer, find_quantizer, quantize
+from bitrank_quant.quantizers import (
+    QUANTIZERS,
+    InputMoments,
+    Quantizer,
+    check_quantizable,
+    find_quantizer,
+    quantize,
+)
 from bitrank_quant.replaceable import readers_of_weights
 from bitrank_quant.serialize import (
     has_layers,

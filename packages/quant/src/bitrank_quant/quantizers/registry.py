@@ -15,6 +15,7 @@ from bitrank_quant.formats.float8 import Float8
 from bitrank_quant.formats.noise import Noise
 from bitrank_quant.quantizers.base import InputMoments
 from bitrank_quant.quantizers.gptq import gptq
+from bitrank_quant.quantizers.grids import grid_of
 from bitrank_quant.quantizers.search import search
 
 _CASTS = (Float, Float8, Noise)  # formats without codes to choose
@@ -23,13 +24,15 @@ _CASTS = (Float, Float8, Noise)  # formats without codes to choose
 @dataclass(frozen=True)
 class Quantizer:
     """``encode`` returns the stored tensors of a matrix (O, I) in a format; ``needs_moments``: it cannot work
-    without the second moments of the inputs; ``uses_moments``: they change its result."""
+    without the second moments of the inputs; ``uses_moments``: they change its result; ``needs_grid``: it
+    chooses codes on the grid of the format."""
 
     name: str
     about: str
     encode: Callable[[Tensor, Format, InputMoments | None], Tensors]
     uses_moments: bool = True
     needs_moments: bool = False
+    needs_grid: bool = True
 
 
 def _rtn(weight_OI: Tensor, fmt: Format, _moments: InputMoments | None) -> Tensors:
@@ -44,7 +47,13 @@ def _gptq(weight_OI: Tensor, fmt: Format, moments: InputMoments | None) -> Tenso
 QUANTIZERS: dict[str, Quantizer] = {
     quantizer.name: quantizer
     for quantizer in (
-        Quantizer("rtn", "the nearest code on a grid over each group's range", _rtn, uses_moments=False),
+        Quantizer(
+            "rtn",
+            "the nearest code on a grid over each group's range",
+            _rtn,
+            uses_moments=False,
+            needs_grid=False,
+        ),
         Quantizer("search", "the clip and scale of each group with the least error at the inputs", search),
         Quantizer(
             "gptq",
@@ -61,6 +70,12 @@ def find_quantizer(name: str) -> Quantizer:
     if name not in QUANTIZERS:
         raise QuantError(f"unknown quantizer {name!r}; expected one of {', '.join(QUANTIZERS)}")
     return QUANTIZERS[name]
+
+
+def check_quantizable(fmt: Format, quantizer: str) -> None:
+    """Raise :class:`QuantError` if ``quantizer`` is unknown, or needs a grid that ``fmt`` does not have."""
+    if find_quantizer(quantizer).needs_grid and not isinstance(fmt, _CASTS):
+        grid_of(fmt)
 
 
 def quantize(
