@@ -10,6 +10,7 @@ from bitrank.cli.arguments import whole
 from bitrank.cli.help import list_names, tasks
 from bitrank.cli.notes import add_folder, keep_findings
 from bitrank.cli.options import (
+    JOBS,
     add_command,
     add_field,
     add_locations,
@@ -97,9 +98,7 @@ def add_matrix(commands: Any) -> None:
     add_selection(parser)
     add_locations(parser)
     registry.add_options(parser)
-    parser.add_argument(
-        "--jobs", type=whole(), help="parallel runs (default: as many as cores and memory allow)"
-    )
+    parser.add_argument("--jobs", type=whole(), help=JOBS)
     add_settings(parser)
     add_folder(parser)
 

@@ -19,6 +19,7 @@ from bitrank.spec.profiles import PROFILES, find_profile
 from bitrank.spec.run_spec import FILE_OPTIONS, RunSpec
 
 _WITH_CHOICES = [name for name, hint in hints_of(RunSpec).items() if first(hint, OneOf) is not None]
+JOBS = "parallel runs (default: as many runs as cores and memory allow; one at a time where they share a GPU)"
 WANDB = "log to Weights & Biases too; key in WANDB_API_KEY, or WANDB_MODE=offline"
 
 

@@ -12,7 +12,7 @@ from bitrank.cli.arguments import comma_separated, factors, seeds, whole
 from bitrank.cli.help import list_names, studies, study_arms
 from bitrank.cli.matrix import SMOKE_NOTICE, show
 from bitrank.cli.notes import add_folder, is_served, keep_findings, served_advice
-from bitrank.cli.options import WANDB, add_places
+from bitrank.cli.options import JOBS, WANDB, add_places
 from bitrank.cli.settings import OF_STUDY, parsed_settings
 from bitrank.errors import FAILED
 from bitrank.execution.registry import add_options as add_executor
@@ -67,9 +67,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--forecast", action="store_true", help="print the hours of the study and end")
     add_places(parser, "plans, tables and the report")
     add_executor(parser)
-    parser.add_argument(
-        "--jobs", type=whole(), help="parallel runs (default: as many as cores and memory allow)"
-    )
+    parser.add_argument("--jobs", type=whole(), help=JOBS)
     parser.add_argument("--wandb", action="store_true", help=WANDB)
     add_folder(parser)
     parser.add_argument(

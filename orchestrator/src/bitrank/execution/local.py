@@ -119,11 +119,12 @@ def _lock(job: Job, tracker: Tracking) -> ExitStack | None:
 def choose_slots(specs: Sequence[RunSpec]) -> int:
     """The default number of parallel runs: as many as cores and memory allow.
 
-    One run per core is faster than one run on all cores (the README has the figures). Runs whose spec sets no
+    One run per core is faster than one run on all cores (decision 8 has the figures). Runs whose spec sets no
     number of threads, or that share an accelerator, are executed one at a time.
     """
     threads = {spec.threads and spec.threads * spec.processes for spec in specs}
-    if None in threads or not threads or _has_accelerator():
+    may_share = any(spec.device != "cpu" for spec in specs)
+    if None in threads or not threads or (may_share and _has_accelerator()):
         return 1
     cores = usable_cores()
     run_bytes = RUN_BYTES * max(spec.processes for spec in specs)
