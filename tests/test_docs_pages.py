@@ -53,6 +53,13 @@ def test_committed_reference_pages_equal_those_made_from_the_code(tmp_path: Path
     assert stale == [], "renew them with `make reference`"
 
 
+def test_descriptions_of_names_have_no_markup_of_docstrings() -> None:
+    """Such as ``high``, a parameter that no reader of the page gives."""
+    from names_page import names_page
+
+    assert [line for line in names_page().splitlines() if "``" in line] == []
+
+
 def test_command_line_page_has_every_command_and_option() -> None:
     from cli_page import cli_page, find_parser
 

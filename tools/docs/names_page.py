@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 from cells import table
 from find import find
 
@@ -148,6 +150,7 @@ def _planners() -> list[str]:
     studies = find("bitrank.planning.planner_studies:STUDIES")
     executors = find("bitrank.execution.registry:EXECUTORS")
     exports = find("bitrank.export.registry:EXPORTS")
+    rules = importlib.import_module("bitrank.planning.rules_of_thumb")
     rows = []
     for name, study in studies.items():
         rows.append((f"`{name}`", study.about, study.reference, ", ".join(study.budgets)))
@@ -156,6 +159,11 @@ def _planners() -> list[str]:
         "## Planners",
         "",
         "`bitrank plan --planner`. Those of the second table evaluate plans by short trainings.",
+        "",
+        f"Rules of thumb for formats take `{rules.HIGH}` as the higher and `{rules.LOW}` as the lower one;",
+        f"`three_bits_on_least_sensitive` has `{rules.LOW}` and `{rules.THREE_BITS}`. Ranks are as large",
+        "as the budget allows. Rules of thumb for ranks have one format everywhere: that with the most bits",
+        "that leaves a mean rank of at least one.",
         "",
         *table(("name", "plan"), [(f"`{name}`", entry.about) for name, entry in planners.items()]),
         *table(("name", "search"), [(f"`{name}`", entry.about) for name, entry in searches.items()]),

@@ -23,7 +23,7 @@ class Entry(Generic[T]):
 
     @property
     def about(self) -> str:
-        """The first line of the function's documentation."""
+        """The first line of the function's documentation: a sentence for users, without parameters."""
         return (self.function.__doc__ or "").strip().partition("\n")[0]
 
     def __call__(self, *arguments: Any, **named: Any) -> T:

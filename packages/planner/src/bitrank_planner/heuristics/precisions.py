@@ -27,14 +27,14 @@ def all_in(matrices: Sequence[Item], fmt: str) -> dict[str, str]:
 
 
 def embeddings_and_head_high(matrices: Sequence[Item], high: str, low: str) -> dict[str, str]:
-    """Use ``high`` for embeddings and the output head."""
+    """Use the higher format for embeddings and the output head."""
     return _by_role(matrices, high, low, ("embedding", "head"))
 
 
 def edges_high(matrices: Sequence[Item], high: str, low: str) -> dict[str, str]:
-    """Use ``high`` for the first and the last layer of each stack; all other matrices get ``low``.
+    """Use the higher format for the first and the last layer of each stack, the lower one elsewhere.
 
-    Matrices outside the layers, such as embedding and head, also get ``low``.
+    Matrices outside the layers, such as embedding and head, also get the lower one.
     """
     places = places_of(matrices)
     most = max((layers for _, layers in places.values()), default=0)
@@ -48,9 +48,10 @@ def edges_high(matrices: Sequence[Item], high: str, low: str) -> dict[str, str]:
 
 
 def inner_high(matrices: Sequence[Item], high: str, low: str) -> dict[str, str]:
-    """Use ``high`` for the layers between the first and the last of each stack: the edges get ``low``.
+    """Use the higher format for the layers between the first and the last of each stack, the lower elsewhere.
 
-    It is the opposite of :func:`edges_high` within the layers; matrices outside them also get ``low``.
+    It is the opposite of :func:`edges_high` within the layers; matrices outside them also get
+    the lower format.
     """
     edges = edges_high(matrices, high, low)
     inner = [matrix.layer is not None and edges[matrix.name] == low for matrix in matrices]
@@ -58,19 +59,19 @@ def inner_high(matrices: Sequence[Item], high: str, low: str) -> dict[str, str]:
 
 
 def attention_high_ffn_low(matrices: Sequence[Item], high: str, low: str) -> dict[str, str]:
-    """Use ``high`` for attention and cross-attention matrices."""
+    """Use the higher format for attention and cross-attention matrices."""
     return _by_role(matrices, high, low, ATTENTION)
 
 
 def ffn_high_attention_low(matrices: Sequence[Item], high: str, low: str) -> dict[str, str]:
-    """Use ``high`` for feed-forward matrices."""
+    """Use the higher format for feed-forward matrices."""
     return _by_role(matrices, high, low, FFN)
 
 
 def low_rank_more_bits(
     matrices: Sequence[Item], high: str, low: str, ranks: Mapping[str, int]
 ) -> dict[str, str]:
-    """Use ``high`` for ranks below the mean: more bits compensate for a small adapter.
+    """Use the higher format for ranks below the mean: more bits compensate for a small adapter.
 
     ``ranks`` maps matrix to rank as a plan does; a matrix that it omits has rank 0.
     """
@@ -80,7 +81,7 @@ def low_rank_more_bits(
 def low_rank_fewer_bits(
     matrices: Sequence[Item], high: str, low: str, ranks: Mapping[str, int]
 ) -> dict[str, str]:
-    """Use ``low`` for ranks below the mean: a matrix that needs little adaptation needs few bits.
+    """Use the lower format for ranks below the mean: little adaptation needs few bits.
 
     This is the opposite of :func:`low_rank_more_bits`. ``ranks`` maps matrix to rank; a matrix that it omits
     has rank 0.
@@ -91,7 +92,7 @@ def low_rank_fewer_bits(
 def three_bits_on_least_sensitive(
     matrices: Sequence[Item], high: str, added_loss: Mapping[str, float], low: str = THREE_BITS
 ) -> dict[str, str]:
-    """Use three bits for the less sensitive half of the matrices (rounded down) and ``high`` for the rest.
+    """Use three bits for the less sensitive half of the matrices (rounded down), more for the rest.
 
     ``added_loss`` maps matrix to the loss, in nats, measured with that matrix alone in the low format. On
     ties the earlier matrix counts as less sensitive.
@@ -107,7 +108,7 @@ def three_bits_on_least_sensitive(
 
 
 def encoder_high_decoder_low(matrices: Sequence[Item], high: str, low: str) -> dict[str, str]:
-    """Use ``high`` for the encoder and all cross-attention, ``low`` for the rest.
+    """Use the higher format for the encoder and all cross-attention, the lower one for the rest.
 
     A matrix belongs to the side whose name, ``encoder`` or ``decoder``, is a component of its module name.
     """

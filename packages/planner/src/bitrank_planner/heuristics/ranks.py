@@ -68,7 +68,9 @@ def ffn_first(matrices: Sequence[Item], mean: float) -> dict[str, int]:
 
 
 def gradient_probe(matrices: Sequence[Item], mean: float, importance: Mapping[str, float]) -> dict[str, int]:
-    """GoRA: r ∝ (I / Σ I) / √(out + in) with I = mean |W ∘ G|; ``importance`` maps matrix to I.
+    """GoRA: r ∝ (I / Σ I) / √(out + in) with I = mean |W ∘ G|.
+
+    ``importance`` maps matrix to I.
 
     GoRA truncates every fraction and counts its own budget in r·√(out + in). Here the common factor makes the
     plan take the trainable numbers of the uniform plan, as for every rule.
@@ -122,7 +124,10 @@ def activation(
 
 
 def parameter_norm(matrices: Sequence[Item], mean: float, norms: Mapping[str, float]) -> dict[str, int]:
-    """Set ranks in proportion to ‖W‖_F; ``norms`` maps matrix to its norm."""
+    """Set ranks in proportion to ‖W‖_F.
+
+    ``norms`` maps matrix to its norm.
+    """
     return share_out(matrices, measured(matrices, norms, "norm ‖W‖_F"), total(matrices, mean))
 
 

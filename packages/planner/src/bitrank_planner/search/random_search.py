@@ -41,12 +41,12 @@ def random_search(
     seed: int,
     journal: Path | None = None,
 ) -> Found:
-    """Return the best of ``evaluations`` random plans that fit, without any predicted cost.
+    """Return the best of some random plans that fit, without any predicted cost.
 
-    Every option of every matrix is equally likely. Random steps down repair a draw above the budget (see
-    :meth:`~bitrank_planner.search.ladders.Ladders.repair`), so plans near the budget are more likely than
-    under a uniform distribution over the plans that fit. ``evaluate`` returns a loss in nats, lower is
-    better; ``journal`` is the file from which an interrupted search resumes. Raises
+    There are ``evaluations`` of them. Every option of every matrix is equally likely. Random steps down
+    repair a draw above the budget (see :meth:`~bitrank_planner.search.ladders.Ladders.repair`), so plans near
+    the budget are more likely than under a uniform distribution over the plans that fit. ``evaluate`` returns
+    a loss in nats, lower is better; ``journal`` is the file from which an interrupted search resumes. Raises
     :class:`~bitrank_planner.Infeasible` if no plan fits and :class:`~bitrank_planner.PlanError` for a limit
     on trainable numbers or if no loss is finite.
     """
