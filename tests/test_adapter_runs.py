@@ -234,7 +234,7 @@ def test_export_of_an_adapter_without_its_run_needs_model_and_task(runs, tmp_pat
         (["{run}", "--out", "{new}", "--task", "toy_articles"], "which defines its task and model"),
         (
             ["51094bc69d19", "--out", "{new}"],
-            "there is no folder 51094bc69d19: expected the folder of a run",
+            "there is no folder 51094bc69d19: expected a spec id of the store",
         ),
         (["{empty}", "--out", "{new}"], "contains no adapter"),
         (["{run}", "--out", "{new}", "--lora"], "cannot keep the adapter apart from its base; omit --lora"),

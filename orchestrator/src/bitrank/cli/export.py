@@ -6,9 +6,10 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitrank.cli.arguments import file_path
+from bitrank.cli.arguments import file_path, location
 from bitrank.cli.help import list_names, quantizers
 from bitrank.errors import UserError
 from bitrank.export.registry import (
@@ -25,7 +26,7 @@ if TYPE_CHECKING:  # `bitrank --help` does not import torch
     from bitrank.export.prepared import Prepared
 
 EXAMPLES = """examples:
-  bitrank export RUN --out merged                  RUN: the run's folder, named by its spec id in runs/work
+  bitrank export RUN --out merged                  RUN: a spec id (bitrank list), or a folder in runs/work
   bitrank export RUN --to gguf --lora --out for-llama-cpp
   bitrank export RUN --to quantized --out small --max-loss 0.02
   bitrank export my-adapter --model ./my-bert --task reviews.csv --out merged"""
@@ -35,7 +36,12 @@ _SHOWN = 12
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bitrank export``."""
-    parser.add_argument("source", type=file_path, help="folder of a run or of an adapter")
+    parser.add_argument(
+        "source", type=file_path, help="spec id of a run in the store, or folder of a run or of an adapter"
+    )
+    parser.add_argument(
+        "--store", type=location, default="runs", help="store of a run given by its spec id (default: runs)"
+    )
     about = "; ".join(f"{name}: {target.about}" for name, target in EXPORTS.items())
     parser.add_argument("--to", choices=list(EXPORTS), default=MERGED, help=f"{about} (default: %(default)s)")
     parser.add_argument("--out", type=file_path, required=True, help="folder to write; it must not exist")
@@ -81,7 +87,7 @@ def act(arguments: argparse.Namespace) -> int:
     from bitrank.export.finished_run import check_has_adapter, find_run
     from bitrank.export.rebuild import rebuild
 
-    run = find_run(arguments.source, arguments.task, arguments.model)
+    run = find_run(_folder(arguments), arguments.task, arguments.model)
     target.check(run)
     if arguments.lora:
         check_has_adapter(run)
@@ -103,6 +109,17 @@ def act(arguments: argparse.Namespace) -> int:
         raise
     _finish(arguments, prepared, files)
     return 0
+
+
+def _folder(arguments: argparse.Namespace) -> Path:
+    """The folder of the run or adapter; that of a spec id is in the store."""
+    source: Path = arguments.source
+    if source.exists() or len(source.parts) != 1:
+        return source
+    from bitrank.tracking.store import Store
+
+    stored = Store.parse(arguments.store).work / source
+    return stored if stored.is_dir() else source
 
 
 def _finish(arguments: argparse.Namespace, prepared: Prepared, files: dict[str, int]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitrank.cli.arguments import whole
@@ -56,7 +58,6 @@ def show(jobs: Sequence[Job], options: Options) -> None:
     from bitrank.cli.display import results_table
     from bitrank.execution.matrix import result_rows
     from bitrank.terminal import console
-    from bitrank.tracking.store import Store
 
     screen = console()
     screen.print(results_table(result_rows(jobs)))
@@ -75,13 +76,31 @@ def show(jobs: Sequence[Job], options: Options) -> None:
     screen.print(f"\n{complete} of {len(jobs)} runs are complete.", highlight=False)
     if jobs and jobs[0].spec.profile == "smoke":
         screen.print(SMOKE_NOTICE, highlight=False)
-    store = Store.parse(options.store).shown
-    screen.print(
-        f"results: {options.results}   store: {store}   UI: make ui",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    for line in _places(jobs, options):
+        screen.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _places(jobs: Sequence[Job], options: Options) -> list[str]:
+    """Lines with the folders of runs on this machine, the results, the store and the UI."""
+    from bitrank.tracking.store import Store
+
+    store = Store.parse(options.store)
+    ui = "make ui" if options.store == "runs" else f"bitrank ui --store {shlex.quote(options.store)}"
+    if store.database is None:
+        ui = store.shown
+    lines = [f"results: {options.results}   store: {store.shown}   UI: {ui}"]
+    here = [job.folder for job in jobs if job.folder.is_dir()]  # those of a cluster are on other machines
+    if len(here) == 1:
+        lines.insert(0, f"run: {_short(here[0])}")
+    elif here:
+        lines.insert(0, f"runs: {_short(options.work)}/SPEC_ID   (spec ids: bitrank list)")
+    return lines
+
+
+def _short(folder: Path) -> str:
+    """``folder`` from the working folder if it is below."""
+    here = Path.cwd()
+    return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
 
 
 def _noted(jobs: Sequence[Job]) -> dict[str, list[str]]:

@@ -56,8 +56,8 @@ def find_run(source: Path, task: str | None = None, model: str | None = None) ->
     """
     if not source.is_dir():
         raise UserError(
-            f"there is no folder {source}: expected the folder of a run (named by its spec id, in the "
-            "folder work of the store) or of an adapter"
+            f"there is no folder {source}: expected a spec id of the store (bitrank list; --store names "
+            "another), the folder of a run (work/SPEC_ID in the store) or that of an adapter"
         )
     adapter = source if (source / "adapter_config.json").is_file() else source / "adapter"
     if not (adapter / "adapter_config.json").is_file():
