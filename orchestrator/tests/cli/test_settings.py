@@ -155,3 +155,39 @@ def test_home_folder_is_expanded_where_a_shell_does_not(monkeypatch: pytest.Monk
 
     monkeypatch.setenv("HOME", "/home/me")
     assert location("~/runs") == "/home/me/runs" and location("http://host/~runs") == "http://host/~runs"
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [
+        (["--task", "toy_facts", "--kind", "masked-probing"], ["kind=masked-probing"]),
+        (["--task", "sst2", "--data", "folder"], ["data=folder"]),
+    ],
+)
+def test_plan_takes_kind_and_data_as_options_and_as_settings(options: list[str], settings: list[str]) -> None:
+    common = ["plan", "--profile", "smoke", "--budget", "9bits", "--model", "tiny-bert"]
+    by_option = _parser().parse_args([*common, *options])
+    by_setting = _parser().parse_args([*common, *options[:2], *(f"--set={text}" for text in settings)])
+    assert measured_spec(by_option) == measured_spec(by_setting)
+
+
+def test_plan_from_a_config_alone_refuses_kind_and_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    words = ("plan", "--model", str(tmp_path / "config.json"), "--budget", "9bits")
+    assert "kind is no setting here: without a task" in rejection(capsys, *words, "--kind", "masked-probing")
+    assert "data is no setting here: a plan from a config.json" in rejection(capsys, *words, "--data", "x")
+
+
+@pytest.mark.parametrize("words", [PLAN, RUN, ("doctor",), ("sql", "SELECT 1")])
+def test_error_for_an_unknown_option_names_the_help_of_the_command(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--no-such-option", "x"])
+    assert stop.value.code == 2
+    message = (
+        f"bitrank {words[0]}: unrecognized arguments: --no-such-option x (options: bitrank {words[0]} --help)"
+    )
+    assert capsys.readouterr().err.strip() == message

@@ -6,7 +6,7 @@ The modules of some registries import torch, which takes seconds. Commands that 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 
@@ -20,6 +20,15 @@ class Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         complete(self)
         return super().format_help()
+
+    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """Like ``parse_args``; the error for an unknown option names the command whose help lists options."""
+        arguments, unknown = self.parse_known_args(argv)
+        if unknown:
+            commands = next(action.choices for action in self._actions if action.dest == "command")
+            command = dict(commands or {}).get(arguments.command, self)
+            command.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return arguments
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (options: {self.prog} --help)\n")

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"bitrank: {error}", file=sys.stderr)
         return 2
     quiet_libraries()  # the help of some commands lists formats, which imports libraries
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse(argv)
     if argv is None and arguments.command in _LOADING_MODELS:
         adopt()
     set_own_environment()
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED if is_full_disk(error) else BAD_INPUT
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(
         prog="bitrank",
         description="Choose bits and LoRA rank for each weight matrix, train, and compare.",

@@ -20,6 +20,7 @@ from bitrank.spec.run_spec import FILE_OPTIONS, RunSpec
 
 _WITH_CHOICES = [name for name, hint in hints_of(RunSpec).items() if first(hint, OneOf) is not None]
 JOBS = "parallel runs (default: as many runs as cores and memory allow; one at a time where they share a GPU)"
+TASK_OPTIONS = ("data", "kind", *FILE_OPTIONS)  # the fields of add_task_options
 WANDB = "log to Weights & Biases too; key in WANDB_API_KEY, or WANDB_MODE=offline"
 
 
@@ -88,16 +89,16 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="with --processes: shard the 16-bit base over the processes (FSDP)",
     )
-    add_field(parser, "--data", "data", metavar="FOLDER")
-    add_field(parser, "--kind", "kind", metavar="KIND")
-    add_file_options(parser)
+    add_task_options(parser)
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help=f"any of {', '.join(SETTABLE)}"
     )
 
 
-def add_file_options(parser: argparse.ArgumentParser) -> None:
-    """Options of a task that is the user's own file."""
+def add_task_options(parser: argparse.ArgumentParser) -> None:
+    """Options of a task: its folder and kind, and those of a task that is the user's own file."""
+    add_field(parser, "--data", "data", metavar="FOLDER")
+    add_field(parser, "--kind", "kind", metavar="KIND")
     add_field(parser, "--text-column", "text_column", metavar="NAME")
     add_field(parser, "--label-column", "label_column", metavar="NAME")
     add_field(parser, "--test-file", "test_file", metavar="FILE")
@@ -148,7 +149,6 @@ def given_settings(arguments: argparse.Namespace, refused: Mapping[str, str]) ->
         "quant_backend",
         "quantizer",
         "memory_limit",
-        "data",
         "model",
         "epochs",
         "steps",
@@ -158,8 +158,7 @@ def given_settings(arguments: argparse.Namespace, refused: Mapping[str, str]) ->
         "mps_safe",
         "processes",
         "shard",
-        "kind",
-        *FILE_OPTIONS,
+        *TASK_OPTIONS,
     )
     options = {key: getattr(arguments, key, None) for key in keys}
     return with_options(parsed_settings(arguments.set, refused), options)

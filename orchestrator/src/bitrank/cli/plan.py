@@ -7,7 +7,7 @@ from typing import Any
 
 from bitrank.cli.arguments import comma_separated, file_path, location, positive, ranks, whole
 from bitrank.cli.help import exact_planners, formats, list_names, planners, quantizers, runtimes, ties
-from bitrank.cli.options import add_field, add_file_options
+from bitrank.cli.options import add_field, add_task_options
 from bitrank.cli.plan_output import Planned, show_plan
 from bitrank.cli.plan_request import config_spec, measured_spec, plan_request, print_progress
 from bitrank.cli.plan_save import check_plan_file
@@ -52,7 +52,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile", default="laptop", help="defaults for this kind of task (default: laptop)"
     )
-    add_file_options(parser)
+    add_task_options(parser)
     _add_choices(parser)
     _add_restrictions(parser)
     _add_run(parser)

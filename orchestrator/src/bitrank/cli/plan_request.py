@@ -8,12 +8,13 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from bitrank.cli.options import TASK_OPTIONS
 from bitrank.cli.settings import OF_OUTLINE, OF_PLAN, parsed_settings, with_options
 from bitrank.errors import UserError, shortened
 from bitrank.spec.configs import PLAN_QUANTIZER
 from bitrank.spec.make_spec import check, make_spec, refuse
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import FILE_OPTIONS, RunSpec
+from bitrank.spec.run_spec import RunSpec
 from bitrank.spec.task_kinds import LANGUAGE_MODELLING
 
 if TYPE_CHECKING:  # imports torch
@@ -22,14 +23,14 @@ if TYPE_CHECKING:  # imports torch
 
 def measured_spec(arguments: argparse.Namespace) -> RunSpec:
     """The spec of the planned run; sensitivities are measured on its model and task."""
-    given = _given(arguments, OF_PLAN, "model", *FILE_OPTIONS)
+    given = _given(arguments, OF_PLAN, "model", *TASK_OPTIONS)
     options = {"quantizer": PLAN_QUANTIZER, **given}
     return make_spec(find_profile(arguments.profile), "B-FP", arguments.task, options)
 
 
 def config_spec(arguments: argparse.Namespace) -> RunSpec:
     """The spec of a run of the model that ``--model``, a ``config.json``, describes."""
-    refuse([key for key in FILE_OPTIONS if getattr(arguments, key) is not None], OF_OUTLINE)
+    refuse([key for key in TASK_OPTIONS if getattr(arguments, key) is not None], OF_OUTLINE)
     given = _given(arguments, OF_OUTLINE)
     length = {} if "epochs" in given else {"steps": 1}
     options: dict[str, Any] = {"batch_size": 1, "max_length": 512, **length, **given}
