@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bitrank
 import pytest
 from bitrank.cli.main import main
 from bitrank.cli.matrix import show
@@ -75,3 +76,9 @@ def test_export_finds_a_spec_id_in_the_store(
     assert found in message("0123456789ab", "--store", "elsewhere")
     assert found in message(str(folder))
     assert "there is no folder 0123456789ab: expected a spec id of the store" in message("0123456789ab")
+
+
+def test_version_of_the_command_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0 and capsys.readouterr().out == f"bitrank {bitrank.__version__}\n"

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bitrank import __version__
 from bitrank.cli import export, plan, study
 from bitrank.cli.arguments import check_text
 from bitrank.cli.encoding import show_every_character
@@ -81,6 +82,7 @@ def _parser() -> Parser:
         prog="bitrank",
         description="Choose bits and LoRA rank for each weight matrix, train, and compare.",
     )
+    parser.add_argument("--version", action="version", version=f"bitrank {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     add_matrix(commands)
     add_run(commands)

@@ -7,6 +7,7 @@ computed.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -61,7 +62,7 @@ def check_scores(names: Sequence[str]) -> None:
         if library and find_spec(library) is None:
             raise UserError(
                 f"the score {name} of generated texts needs {library}, which is not installed: "
-                "pip install 'bitrank[text]'"
+                f"{sys.executable} -m pip install 'bitrank[text]'"
             )
 
 
