@@ -47,10 +47,11 @@ def test_command_ends_with_the_folder_of_its_run_and_the_ui_of_its_store(
     first, _ = SPECS
     default = f"results: results   store: sqlite:///{tmp_path}/runs/mlflow.db   UI: make ui"
     assert printed("runs", 0) == [default]
-    assert printed("runs", 1) == [f"run: runs/work/{first.spec_id}", default]
-    assert printed("runs", 2) == ["runs: runs/work/SPEC_ID   (spec ids: bitrank list)", default]
+    work = Path("runs", "work")
+    assert printed("runs", 1) == [f"run: {work / first.spec_id}", default]
+    assert printed("runs", 2) == [f"runs: {work / 'SPEC_ID'}   (spec ids: bitrank list)", default]
     folder, places = printed("my store", 1)
-    assert folder == f"run: my store/work/{first.spec_id}"
+    assert folder == f"run: {Path('my store', 'work', first.spec_id)}"
     assert places.endswith("   UI: bitrank ui --store 'my store'")
 
 

@@ -107,8 +107,13 @@ def plan_from_config(spec: RunSpec, request: PlanRequest) -> tuple[Plan, Problem
     problem = replace(problem, max_trainable=request.max_trainable)
     problem = restricted(problem, request.runtime, request.ties)
     problem = problem.pinned(match_pins(request.pins, [item.name for item in problem.items]))
-    # These planners read the problem alone.
-    plan = plan_by(request.planner, problem, None, Effort(request.seconds), request.draw)  # type: ignore[arg-type]
+    plan = plan_by(
+        request.planner,
+        problem,
+        None,  # type: ignore[arg-type]  # these planners read the problem alone
+        Effort(request.seconds),
+        request.draw,
+    )
     return plan, problem, sizes
 
 
