@@ -117,7 +117,7 @@ def evaluate_all(bits: float, quantizer: str) -> None:
     found = read_evaluations()
     done = {one.arm for one in found if one.arm == ORIGINAL or (one.quantizer, one.bits) == (quantizer, bits)}
     spec = spec_of(quantizer)
-    tables = measure(spec, formats=measured_formats(FORMATS))
+    tables = measure(spec, formats=measured_formats(FORMATS, quantizer))
     data, evaluator = load_data(spec), PlanEvaluator(spec, tables, repairs=False)
     rest = {m.name: UNQUANTIZED for m in tables.matrices if not m.adaptable and m.tied_to is None}
     for arm, assignment in arms(spec, tables, bits):

@@ -31,7 +31,7 @@ def install(
         STUB.format(python=sys.executable, version=version, system=system, machine=machine, release=release)
     )
     stub.chmod(0o755)
-    words = ["make", "install", f"PYTHON={stub}", f"VENV={folder / 'venv'}"]
+    words = ["make", "--no-print-directory", "install", f"PYTHON={stub}", f"VENV={folder / 'venv'}"]
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
 
 

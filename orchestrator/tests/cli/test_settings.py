@@ -164,7 +164,11 @@ def test_home_folder_is_expanded_where_a_shell_does_not(monkeypatch: pytest.Monk
         (["--task", "sst2", "--data", "folder"], ["data=folder"]),
     ],
 )
-def test_plan_takes_kind_and_data_as_options_and_as_settings(options: list[str], settings: list[str]) -> None:
+def test_plan_takes_kind_and_data_as_options_and_as_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], settings: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
     common = ["plan", "--profile", "smoke", "--budget", "9bits", "--model", "tiny-bert"]
     by_option = _parser().parse_args([*common, *options])
     by_setting = _parser().parse_args([*common, *options[:2], *(f"--set={text}" for text in settings)])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -43,7 +45,12 @@ def test_errors_of_the_function_are_those_of_the_caller() -> None:
     assert "in check_inputs" in found.value.__notes__[0]
 
 
-def test_a_process_that_ends_without_a_result_is_an_error() -> None:
+def test_a_process_that_ends_without_a_result_is_an_error(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = make_spec(find_profile("smoke"), "B-FP", "toy_sentences")
+    (place / "ends_at_once.py").write_text("import os\n\ndef end(spec):\n    os._exit(1)\n")
+    monkeypatch.syspath_prepend(str(place))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(place), os.environ.get("PYTHONPATH", ""))))
     with pytest.raises(RuntimeError, match="ended with code 1 and without a result"):
-        call_in_subprocess(sys.exit, spec)  # type: ignore[arg-type]
+        call_in_subprocess(import_module("ends_at_once").end, spec)
