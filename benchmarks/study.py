@@ -5,13 +5,12 @@
 Runs ``bitrank matrix`` as a user does, with texts and models in the cache. *Orchestration and logging* is the
 remainder of its wall time: wall × slots − Σ of the runs' own seconds (from process start to last figure) −
 the time that slots were idle at the end because no run was left, as a share of wall × slots. Quality is
-listed beside the table of the README (seed 0).
+that of seed 0.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -24,9 +23,7 @@ from bitrank.spec.configs import CONFIGS
 from bitrank.spec.matrix import matrix
 from bitrank.spec.profiles import find_profile
 from bitrank_analysis import open_store
-from harness import HERE, cores, machine, machine_line, options, table, write_section
-
-README = HERE.parent / "README.md"
+from harness import cores, machine, machine_line, options, table, write_section
 
 
 def main() -> int:
@@ -115,26 +112,17 @@ def _study(folder: Path, arguments: list[str], slots: int) -> list[str]:
 
 
 def _quality(entries: list[dict[str, Any]]) -> str:
-    """Quality of each run beside the mean over seeds in the README."""
-    stated = readme_rows(README.read_text(encoding="utf-8"))
+    """Quality, time, speed and memory of each run."""
     rows = []
     for entry in entries:
         figures, key = entry["results"], (entry["spec"]["task"], entry["spec"]["config"])
         quality = figures.get("eval/acc", figures.get("eval/ppl"))
         rows.append([
-            f"`{key[0]}`", key[1], f"{quality:.3f}", f"{stated[key]:.3f}" if key in stated else "–",
+            f"`{key[0]}`", key[1], f"{quality:.3f}",
             f"{figures['time/total_s']:.0f}", f"{figures['speed/train_tok_s']:,.0f}",
             f"{figures['mem/peak_mib']:,.0f}",
         ])  # fmt: skip
-    return table(
-        ("task", "config", "quality", "README, mean of seeds", "seconds", "train tok/s", "peak MiB"), rows
-    )
-
-
-def readme_rows(text: str) -> dict[tuple[str, str], float]:
-    """(task, config) → quality, from the README's table."""
-    rows = re.findall(r"^\| `(\w+)` \| `([\w-]+)` \|.*?\*\*([\d.]+)\*\*", text, flags=re.MULTILINE)
-    return {(task, config): float(quality) for task, config, quality in rows}
+    return table(("task", "config", "quality", "seconds", "train tok/s", "peak MiB"), rows)
 
 
 if __name__ == "__main__":

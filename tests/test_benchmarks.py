@@ -242,22 +242,16 @@ def test_table_is_markdown() -> None:
 
 def test_results_table_has_every_run_of_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(FOLDER))
-    study = load("study")
-    stated = study.readme_rows((FOLDER.parent / "README.md").read_text())
-    assert {config for task, config in stated if task == "movie_sentences"} == {
-        "B-FP",
-        "B-Q4",
-        "B-Ada",
-        "Joint-1",
-        "Joint-2",
-        "Joint-3",
-        "Plan-Q4",
-    }
-    row = (
-        "| `wiki_articles` | `B-FP` | 26.47 | ppl **22.32** [19.87, 25.38] "
-        "| 256.6 | 16.00 | 1.82 | 1680 | 1,457 |"
-    )
-    assert study.readme_rows(row) == {("wiki_articles", "B-FP"): 22.32}
+    costs = {"time/total_s": 61.6, "speed/train_tok_s": 482.6, "mem/peak_mib": 1144.8}
+    entries = [
+        {"spec": {"task": task, "config": "B-FP"}, "results": {metric: value, **costs}}
+        for task, metric, value in (("sst2", "eval/acc", 0.86), ("wikitext", "eval/ppl", 22.635))
+    ]
+    rows = load("study")._quality(entries).splitlines()[2:]
+    assert rows == [
+        "| `sst2` | B-FP | 0.860 | 62 | 483 | 1,145 |",
+        "| `wikitext` | B-FP | 22.635 | 62 | 483 | 1,145 |",
+    ]
 
 
 @settings(deadline=None)  # the first loads the plotting libraries
