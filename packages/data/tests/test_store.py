@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from bitrank_data import build_once, damaged, is_built
+from bitrank_data import cache as store
 
 CONTENT = {"weights.bin": b"0123456789" * 100, "deep/config.json": b"{}"}
 
@@ -59,6 +60,29 @@ def test_folder_with_changed_content_is_rebuilt(
     assert len(builds) == 2 and content(place) == CONTENT
     assert not path.with_name("other.safetensors").exists()
     assert "has other content than was built" in capsys.readouterr().err
+
+
+def test_other_users_can_read_a_built_folder_without_writing(
+    cache: Path, builds: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The modes follow the umask, and opening needs no lock, which another user cannot open."""
+    mask = os.umask(0o022)
+    try:
+        place = build(cache / "models/m", builds)
+    finally:
+        os.umask(mask)
+    assert place.stat().st_mode & 0o777 == 0o755
+    modes = {path.stat().st_mode & 0o777 for path in place.rglob("*") if path.is_file()}
+    assert modes == {0o644}
+
+    def refused(*_: object) -> None:
+        raise PermissionError("this user cannot write")
+
+    monkeypatch.setattr(store, "FileLock", refused)
+    monkeypatch.setattr(store, "write_atomically", refused)
+    assert build(place, builds) == place and len(builds) == 1
+    os.utime(place / "weights.bin", ns=(1, 1))
+    assert build(place, builds) == place and len(builds) == 1
 
 
 def test_folder_with_changed_times_is_verified_and_kept(cache: Path, builds: list[int]) -> None:

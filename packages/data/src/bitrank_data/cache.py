@@ -118,7 +118,9 @@ def _build(place: Path, build: Callable[[Path], None]) -> None:
     _remove_unfinished(place)
     making = place.parent / f".{place.name}.{secrets.token_hex(8)}"
     try:
-        making.mkdir(mode=0o700)  # inside, because a signal may end the process right after this call
+        # With the mode of the umask, so that other users can read what is built. Inside, because a signal may
+        # end the process right after this call.
+        making.mkdir()
         build(making)
         _write(making)
         shutil.rmtree(place, ignore_errors=True)
