@@ -42,7 +42,8 @@ RUN apt-get update \
 COPY --from=build /opt/bitrank /opt/bitrank
 COPY docker/healthy.py /opt/bitrank/healthy.py
 # All that is written goes to the two volumes and /tmp; any user id may write there, so that folders of the host can be mounted.
-ENV PATH=/opt/bitrank/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
+# Python modules in the folder that is mounted at /study do not come before the installed ones (PYTHONSAFEPATH).
+ENV PATH=/opt/bitrank/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PYTHONSAFEPATH=1 \
     HOME=/cache USER=bitrank XDG_CACHE_HOME=/cache BITRANK_CACHE=/cache/bitrank HF_HOME=/cache/huggingface \
     MLFLOW_DISABLE_TELEMETRY=true
 # The commit this image was made from; runs carry it as a tag.

@@ -8,7 +8,7 @@ usage() {
 usage: docker/run.sh [cpu|gpu|rocm] COMMAND [ARGUMENTS]
 
   build [ENGINE ARGUMENTS]         build the image, such as: build --build-arg EXTRA_PACKAGES="gcc libc6-dev"
-  run CONFIG TASK [ARGUMENTS]      one run; TASK is a name or a .csv, .jsonl or .parquet file
+  run CONFIG TASK [ARGUMENTS]      one run; TASK is a name, or a file or folder of your own
   run-all [ARGUMENTS]              what is missing of the study matrix
   ui [ARGUMENTS]                   the MLflow UI on 127.0.0.1:$PORT (default 5000)
   shell [COMMAND]                  a shell, or one command, in the image
@@ -23,14 +23,18 @@ examples:
   BITRANK_MEMORY=4g docker/run.sh run B-FP reviews.csv
   docker/run.sh bitrank report
 
+The current folder is the working folder in the container: what is written below it stays. Other files and
+folders that arguments name are read-only there. Results outside go only into folders that exist.
+
 From the environment:
   BITRANK_STORE, BITRANK_RESULTS   folders for runs and results (default: ./runs, ./results)
   BITRANK_DATA                     a folder of models and data, seen as /data, read-only
-  BITRANK_CACHE_VOLUME             the volume for downloads (default: bitrank-cache)
+  BITRANK_CACHE_VOLUME             the volume for downloads (default: bitrank-cache- and the user's number)
   BITRANK_MEMORY                   a limit on memory, such as 4g
   BITRANK_ENGINE                   docker, podman, or either with arguments of its own
   BITRANK_IMAGE, BITRANK_RUN_ARGS  another image; more arguments for the engine's run
-  WANDB_API_KEY, HF_TOKEN          tokens: passed by name, so that they are on no command line
+  WANDB_API_KEY, HF_TOKEN, MLFLOW_TRACKING_PASSWORD and others
+                                   passed by name, so that their values are on no command line
 TEXT
 }
 
@@ -84,55 +88,129 @@ common() {
 # By name only, so that the values appear on no command line.
 tokens() {
     local name
-    for name in WANDB_API_KEY WANDB_MODE WANDB_PROJECT WANDB_ENTITY WANDB_BASE_URL HF_TOKEN HF_ENDPOINT PIP_INDEX_URL PIP_EXTRA_INDEX_URL HTTP_PROXY HTTPS_PROXY NO_PROXY; do
+    for name in WANDB_API_KEY WANDB_MODE WANDB_PROJECT WANDB_ENTITY WANDB_BASE_URL HF_TOKEN HF_ENDPOINT MLFLOW_TRACKING_USERNAME MLFLOW_TRACKING_PASSWORD MLFLOW_TRACKING_TOKEN PIP_INDEX_URL PIP_EXTRA_INDEX_URL HTTP_PROXY HTTPS_PROXY NO_PROXY; do
         [ -z "${!name:-}" ] || arguments+=(--env "$name")
     done
 }
 
 # Folders of the host, and the cache. Files belong to the calling user; for root, to the image's user.
 mounts() {
-    local store=${BITRANK_STORE:-runs} results=${BITRANK_RESULTS:-results} folder
-    for folder in "$store" "$results"; do
-        [ -d "$folder" ] || { mkdir -p "$folder" && { [ "$(id -u)" != 0 ] || chown 10001:10001 "$folder"; }; } ||
-            wrong "cannot make the folder $folder; name others in BITRANK_STORE and BITRANK_RESULTS"
-    done
-    if [ "$(id -u)" != 0 ]; then
-        arguments+=(--user "$(id -u):$(id -g)")
+    local store=${BITRANK_STORE:-runs} results=${BITRANK_RESULTS:-results} user=10001 folder
+    [ "$here" != / ] || wrong "the current folder is / and would be seen in the container; go to a folder of your own"
+    [ "$(id -u)" = 0 ] || user=$(id -u)
+    # An engine would make absent mount points (runs, results) as root.
+    for folder in "$store" "$results" runs results; do own "$folder"; done
+    if [ "$user" = 10001 ]; then
+        own .memory
+        [ -n "$(find . -prune \( -user 10001 -o -perm -0002 \))" ] ||
+            echo "docker/run.sh: user 10001 of the image cannot make files in $here; for plans, exports or a paper go to a folder made by: mkdir work && chown 10001:10001 work" >&2
+    else
+        arguments+=(--user "$user:$(id -g)")
         [ "$kind" != podman ] || arguments+=(--userns keep-id)
     fi
-    arguments+=(--mount "type=volume,source=${BITRANK_CACHE_VOLUME:-bitrank-cache},target=/cache")
+    # One a user: kernels that another user compiled are refused, and new downloads could not be written.
+    arguments+=(--mount "type=volume,source=${BITRANK_CACHE_VOLUME:-bitrank-cache-$user},target=/cache")
+    bind . /study
     bind "$store" /study/runs
     bind "$results" /study/results
     [ -z "${BITRANK_DATA:-}" ] || bind "$BITRANK_DATA" /data ,readonly
+}
+
+# Make a folder of the host, if absent, for the container's user.
+own() {
+    [ -d "$1" ] || { mkdir -p "$1" && { [ "$(id -u)" != 0 ] || chown 10001:10001 "$1"; }; } ||
+        wrong "cannot make the folder $1; go to a folder of your own, or name others in BITRANK_STORE and BITRANK_RESULTS"
 }
 
 # A folder or file of the host, seen at another path: bind SOURCE TARGET [,readonly]
 bind() {
     [ -e "$1" ] || wrong "there is no $1"
     local path
-    path=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
+    if [ -d "$1" ]; then path=$(cd "$1" && pwd); else path=$(cd "$(dirname "$1")" && pwd)/$(basename "$1"); fi
     [[ $path != *,* ]] || wrong "engines cannot mount a path with a comma: $path"
-    arguments+=(--mount "type=bind,source=$path,target=$2${3:-}")
+    path="type=bind,source=$path,target=$2${3:-}"
+    [[ " ${arguments[*]} " == *" $path "* ]] || arguments+=(--mount "$path") # engines refuse a target twice
+}
+
+# Set "command" to the arguments with paths as the container sees them, and bind what lies outside the current folder.
+share() {
+    local word prefix name before=""
+    command=()
+    for word in "$@"; do
+        prefix=""
+        # --option=PATH and, of --set, KEY=PATH
+        if [ ! -e "$word" ] && [[ $word =~ ^[A-Za-z_-]+= ]]; then prefix=${word%%=*}= word=${word#*=}; fi
+        name=${prefix%=}
+        [[ $word != sqlite:///* ]] || prefix+=sqlite:/// word=${word#sqlite:///}
+        case "${name:-$before}" in
+            --save | --out | --notes | --results | --store) written "$word" ;;
+            *) read_only "$word" ;;
+        esac
+        command+=("$prefix$seen")
+        before=$word
+    done
+}
+
+# Whether the container has a path of its own by this name, or it is a URI.
+is_inside() {
+    case "$1" in
+        "" | /study | /study/* | /cache | /cache/*) return 0 ;;
+        /data | /data/*) [ -n "${BITRANK_DATA:-}" ] ;;
+        *) [[ $1 == *://* ]] ;;
+    esac
+}
+
+# Set "seen" to a value, of which each part that is a file or folder of the host is bound: read_only A,B
+read_only() {
+    local rest=$1 part found=""
+    while part=${rest%%,*}; do
+        seen=$part
+        if ! is_inside "$part" && [ -e "$part" ] && ! below "$part"; then
+            seen=/input$full
+            bind "$full" "$seen" ,readonly
+        fi
+        found+=$seen
+        [[ $rest == *,* ]] || break
+        found+=, rest=${rest#*,}
+    done
+    seen=$found
+}
+
+# Set "seen" to a path that is written. Outside the current folder only a folder that exists keeps it.
+written() {
+    seen=$1
+    if is_inside "$1" || below "$1"; then return; fi
+    [ -d "$1" ] || wrong "$1 lies outside the current folder and would be lost with the container; name a path below $here, or a folder that exists"
+    seen=/output$full
+    bind "$full" "$seen"
+}
+
+# Whether a path, which may be absent, lies below the current folder; sets "full" to its real path, and "seen" if it is
+# not the same in the container.
+below() {
+    local path=$1 absent=""
+    while [ ! -e "$path" ]; do absent=/$(basename -- "$path")$absent path=$(dirname -- "$path"); done
+    full=$(readlink -f -- "$path")$absent
+    [[ $full/ == "$here"/* ]] || return 1
+    case "$1" in /* | .. | ../* | */..*) seen=/study${full#"$here"} ;; esac
+    [ ! -L "$path" ] || seen=/study${full#"$here"}
 }
 
 run_one() {
     [ $# -ge 2 ] || wrong "run needs CONFIG and TASK, such as: run Joint-3 wiki_articles"
-    local config=$1 task=$2
-    shift 2
-    case "$task" in
-        *.csv | *.jsonl | *.parquet)
-            bind "$task" "/input/$(basename "$task")" ,readonly
-            task=/input/$(basename "$task")
-            ;;
+    case "$2" in
+        *.csv | *.tsv | *.json | *.jsonl | *.parquet | *.arrow) [ -e "$2" ] || is_inside "$2" || wrong "there is no $2" ;;
     esac
-    exec "${engine[@]}" "${arguments[@]}" "$image" run --config "$config" --task "$task" "$@"
+    share run --config "$1" --task "$2" "${@:3}"
+    exec "${engine[@]}" "${arguments[@]}" "$image" "${command[@]}"
 }
 
 serve() {
     local port=${PORT:-5000}
     [[ $port =~ ^[0-9]+$ ]] || wrong "PORT must be a number, got $port"
     # Listen on the container's network, which is published on the host's 127.0.0.1 only.
-    exec "${engine[@]}" "${arguments[@]}" --publish "127.0.0.1:$port:$port" "$image" ui --host 0.0.0.0 --port "$port" "$@"
+    share ui --host 0.0.0.0 --port "$port" "$@"
+    exec "${engine[@]}" "${arguments[@]}" --publish "127.0.0.1:$port:$port" "$image" "${command[@]}"
 }
 
 shell() {
@@ -154,14 +232,15 @@ case "$action" in
     *) wrong "there is no command $action; expected build, run, run-all, ui, shell or bitrank" ;;
 esac
 find_engine
+here=$(pwd -P)
 image=${BITRANK_IMAGE:-bitrank:${hardware/gpu/cuda}}
 [ "$action" != build ] || build "$@"
 common
 [ ! -t 0 ] || [ ! -t 1 ] || arguments+=(--tty --interactive)
 case "$action" in
     run) run_one "$@" ;;
-    run-all) exec "${engine[@]}" "${arguments[@]}" "$image" matrix "$@" ;;
+    run-all) share matrix "$@"; exec "${engine[@]}" "${arguments[@]}" "$image" "${command[@]}" ;;
     ui) serve "$@" ;;
     shell) shell "$@" ;;
-    bitrank) exec "${engine[@]}" "${arguments[@]}" "$image" "$@" ;;
+    bitrank) share "$@"; exec "${engine[@]}" "${arguments[@]}" "$image" ${command[@]+"${command[@]}"} ;;
 esac

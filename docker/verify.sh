@@ -77,13 +77,13 @@ check_isolation() {
 check_matrix() {
     say "the smoke matrix in the container, memory limit $limit"
     inside bash -c 'bitrank matrix --profile smoke --jobs 1 && cat /sys/fs/cgroup/memory/memory.max_usage_in_bytes /sys/fs/cgroup/memory.peak 2>/dev/null >results/peak || test -s results/peak'
-    echo "peak of the container, page cache included: $(awk '{printf "%.0f MiB", $1 / 2^20}' "$folder/results/peak")"
+    echo "peak of the container, page cache included: $(awk '{printf "%.0f MiB", $1 / 2^20}' "$work/results/peak")"
     "$root/docker/run.sh" run-all --profile smoke --jobs 1 | tee "$folder/second" | tail -n 3
     grep -q '14 of 14 runs are complete' "$folder/second" || fail "not all runs were complete in the second invocation"
-    [ "$(wc -l <"$folder/results/experiment_summary.csv")" = 15 ] || fail "expected 14 results on the volume"
-    [ -s "$folder/runs/mlflow.db" ] || fail "the store is not on its volume"
+    [ "$(wc -l <"$work/results/experiment_summary.csv")" = 15 ] || fail "expected 14 results on the volume"
+    [ -s "$work/runs/mlflow.db" ] || fail "the store is not on its volume"
     "$root/docker/run.sh" bitrank report --profile smoke >/dev/null
-    [ -s "$folder/results/report/report.html" ] || fail "the report is not on its volume"
+    [ -s "$work/results/report/report.html" ] || fail "the report is not on its volume"
     echo "14 results, the store and the report are on their volumes"
 }
 
@@ -103,10 +103,12 @@ check_ui() {
 
 need_packages
 folder=${VERIFY_FOLDER:-$(mktemp -d /var/tmp/bitrank-verify.XXXXXX)}
+mkdir -p "$folder" && folder=$(cd "$folder" && pwd)
 podman=(podman --root "$folder/store" --runroot "$folder/run" --storage-driver overlay --runtime runc --log-level error)
 trap clean EXIT
-mkdir -p "$folder/runs" "$folder/results" && chown 10001:10001 "$folder/runs" "$folder/results"
-export BITRANK_ENGINE="${podman[*]}" BITRANK_IMAGE=localhost/bitrank:cpu BITRANK_STORE=$folder/runs BITRANK_RESULTS=$folder/results
+work=$folder/work # the current folder is the container's; run.sh makes runs and results in it
+mkdir -p "$work" && chown 10001:10001 "$work" && cd "$work"
+export BITRANK_ENGINE="${podman[*]}" BITRANK_IMAGE=localhost/bitrank:cpu
 export BITRANK_MEMORY=$limit BITRANK_RUN_ARGS="--network none --ulimit nofile=4096:4096 --ulimit nproc=1024:1024"
 build_base
 build_image

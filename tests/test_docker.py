@@ -1,4 +1,4 @@
-"""Dockerfiles, run script and Compose file, checked without an engine.
+"""Dockerfiles, Compose file and scripts, checked without an engine; test_docker_run.py has the run script.
 
 `make docker-verify` builds and runs the CPU image.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import http.server
 import importlib.util
-import os
 import re
 import shutil
 import subprocess
@@ -24,7 +23,6 @@ from dockerfile_parse import DockerfileParser
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docker"
 HARDWARE = ("cpu", "cuda", "rocm")
-RUN = FOLDER / "run.sh"
 
 
 def load(path: Path) -> ModuleType:
@@ -109,6 +107,7 @@ def test_only_cache_and_store_are_writable_volumes(parsed: DockerfileParser) -> 
     }.items():
         assert re.search(rf"(^| ){name}={place}( |$)", environment)
     assert values(final, "WORKDIR") == ["/study"]
+    assert " PYTHONSAFEPATH=1 " in environment  # modules of a folder mounted there do not come first
 
 
 def test_health_check_queries_the_ui(parsed: DockerfileParser) -> None:
@@ -211,237 +210,6 @@ def test_server_is_healthy_if_it_answers_200(healthy: ModuleType, server: http.s
     assert not healthy.answers(free)
 
 
-# ---- the run script, with an engine that records its arguments
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Path:
-    """A folder for PATH with docker and podman that record their arguments, and id for user 1000:1001."""
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    for name in ("docker", "podman"):
-        (programs / name).write_text(f'#!/bin/sh\nprintf "%s\\n" {name} "$@" > "{tmp_path}/arguments"\n')
-    (programs / "id").write_text('#!/bin/sh\nif [ "$1" = -u ]; then echo 1000; else echo 1001; fi\n')
-    for program in programs.iterdir():
-        program.chmod(0o755)
-    return programs
-
-
-def call(engine: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    kept = {"PATH": f"{engine}:/usr/bin:/bin", "HOME": os.environ.get("HOME", "/")}
-    return subprocess.run(
-        [RUN, *words],
-        cwd=engine.parent,
-        env={**kept, **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def recorded_arguments(engine: Path, *words: str, **environment: str) -> list[str]:
-    done = call(engine, *words, **environment)
-    assert done.returncode == 0, done.stderr
-    return (engine.parent / "arguments").read_text().splitlines()
-
-
-def confined(folder: Path) -> list[str]:
-    """The engine arguments of every run, in order, up to the image."""
-    return [
-        *("run", "--rm", "--read-only"),
-        *("--tmpfs", "/tmp"),
-        *("--cap-drop", "ALL"),
-        *("--security-opt", "no-new-privileges"),
-        "--init",
-        *("--user", "1000:1001"),
-        *("--mount", "type=volume,source=bitrank-cache,target=/cache"),
-        *("--mount", f"type=bind,source={folder}/runs,target=/study/runs"),
-        *("--mount", f"type=bind,source={folder}/results,target=/study/results"),
-    ]
-
-
-def test_default_container_command(engine: Path) -> None:
-    words = recorded_arguments(engine, "run", "Joint-3", "wiki_articles", "--max-steps", "10")
-    command = ["run", "--config", "Joint-3", "--task", "wiki_articles", "--max-steps", "10"]
-    assert words == ["docker", *confined(engine.parent), "bitrank:cpu", *command]
-    assert (engine.parent / "runs").is_dir() and (engine.parent / "results").is_dir()
-
-
-def test_task_file_is_mounted_read_only(engine: Path) -> None:
-    (engine.parent / "my reviews.csv").write_text("text,label\n")
-    words = recorded_arguments(engine, "run", "B-FP", "my reviews.csv")
-    mounted = f"type=bind,source={engine.parent}/my reviews.csv,target=/input/my reviews.csv,readonly"
-    assert words == ["docker", *confined(engine.parent), "--mount", mounted, "bitrank:cpu",
-                     "run", "--config", "B-FP", "--task", "/input/my reviews.csv"]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("words", "command"),
-    [
-        (["run-all", "--seeds", "0,1"], ["bitrank:cpu", "matrix", "--seeds", "0,1"]),
-        (["cpu", "run-all"], ["bitrank:cpu", "matrix"]),
-        (["run-all", "--wandb"], ["bitrank:cpu", "matrix", "--wandb"]),
-        (["bitrank", "report"], ["bitrank:cpu", "report"]),
-        (["shell"], ["--interactive", "--entrypoint", "bash", "bitrank:cpu"]),
-        (
-            ["shell", "python", "-c", "print(1)"],
-            ["--interactive", "--entrypoint", "python", "bitrank:cpu", "-c", "print(1)"],
-        ),
-        (
-            ["ui"],
-            ["--publish", "127.0.0.1:5000:5000", "bitrank:cpu", "ui", "--host", "0.0.0.0", "--port", "5000"],
-        ),
-    ],
-)
-def test_commands_of_the_run_script(engine: Path, words: list[str], command: list[str]) -> None:
-    assert recorded_arguments(engine, *words) == ["docker", *confined(engine.parent), *command]
-
-
-def test_ui_is_published_on_the_loopback_interface_only(engine: Path) -> None:
-    words = recorded_arguments(engine, "ui", "--profile", "smoke", PORT="5055")
-    assert words[words.index("--publish") + 1] == "127.0.0.1:5055:5055"
-    assert words[-7:] == ["ui", "--host", "0.0.0.0", "--port", "5055", "--profile", "smoke"]
-
-
-@pytest.mark.parametrize(
-    ("words", "environment", "devices", "image"),
-    [
-        (["gpu"], {}, ["--gpus", "all"], "bitrank:cuda"),
-        (["gpu"], {"BITRANK_ENGINE": "podman"}, ["--device", "nvidia.com/gpu=all"], "bitrank:cuda"),
-        (
-            ["rocm"],
-            {},
-            ["--device", "/dev/kfd", "--device", "/dev/dri", "--group-add", "video", "--group-add", "render"],
-            "bitrank:rocm",
-        ),
-    ],
-)
-def test_accelerators_are_passed_to_the_container(
-    engine: Path, words: list[str], environment: dict[str, str], devices: list[str], image: str
-) -> None:
-    got = recorded_arguments(engine, *words, "run-all", **environment)
-    assert got[-2:] == [image, "matrix"]
-    assert " ".join(devices) in " ".join(got)
-
-
-def test_tokens_are_passed_by_name_and_not_by_value(engine: Path) -> None:
-    words = recorded_arguments(
-        engine, "run-all", WANDB_API_KEY="k3y", WANDB_MODE="offline", HF_TOKEN="hf_s3cret"
-    )
-    assert [words[i + 1] for i, word in enumerate(words) if word == "--env"] == [
-        "WANDB_API_KEY",
-        "WANDB_MODE",
-        "HF_TOKEN",
-    ]
-    assert not any("k3y" in word or "s3cret" in word for word in words)
-    assert "--env" not in recorded_arguments(engine, "run-all")
-
-
-def test_podman_keeps_the_user_id(engine: Path) -> None:
-    (engine / "docker").unlink()
-    (engine / "dirname").symlink_to("/usr/bin/dirname")  # PATH must not lead to a real docker
-    words = recorded_arguments(
-        engine,
-        "run-all",
-        BITRANK_ENGINE="podman --root /store",
-        BITRANK_MEMORY="4g",
-        BITRANK_RUN_ARGS="--network none",
-    )
-    assert words[:4] == ["podman", "--root", "/store", "run"]
-    assert "--user 1000:1001 --userns keep-id" in " ".join(words)
-    assert "--memory 4g" in " ".join(words) and "--network none bitrank:cpu matrix" in " ".join(words)
-    assert "--init" not in words  # needs catatonit, which is not everywhere
-
-
-def test_build_commands(engine: Path) -> None:
-    words = recorded_arguments(engine, "gpu", "build", "--build-arg", "TORCH_BACKEND=cu126")
-    assert words[:3] == ["docker", "build", "--build-arg"] and words[3].startswith("COMMIT=")
-    assert words[4:] == [
-        "--file",
-        f"{FOLDER}/cuda.Dockerfile",
-        "--tag",
-        "bitrank:cuda",
-        "--build-arg",
-        "TORCH_BACKEND=cu126",
-        str(ROOT),
-    ]
-    assert recorded_arguments(engine, "build", BITRANK_ENGINE="podman")[:4] == [
-        "podman",
-        "build",
-        "--format",
-        "docker",
-    ]
-
-
-def test_folders_belong_to_the_calling_user(engine: Path) -> None:
-    data = engine.parent / "models"
-    data.mkdir()
-    words = recorded_arguments(
-        engine,
-        "run-all",
-        BITRANK_STORE=str(engine.parent / "elsewhere"),
-        BITRANK_DATA=str(data),
-        BITRANK_CACHE_VOLUME="other",
-    )
-    mounts = [words[i + 1] for i, word in enumerate(words) if word == "--mount"]
-    assert mounts == [
-        "type=volume,source=other,target=/cache",
-        f"type=bind,source={engine.parent}/elsewhere,target=/study/runs",
-        f"type=bind,source={engine.parent}/results,target=/study/results",
-        f"type=bind,source={data},target=/data,readonly",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("words", "environment", "message"),
-    [
-        ([], {}, "expected a command: build, run, run-all, ui, shell or bitrank"),
-        (["gpu"], {}, "expected a command"),
-        (["train"], {}, "there is no command train; expected build"),
-        (["run", "B-FP"], {}, "run needs CONFIG and TASK"),
-        (["run", "B-FP", "none.csv"], {}, "there is no none.csv"),
-        (["ui"], {"PORT": "http"}, "PORT must be a number, got http"),
-        (["run-all"], {"BITRANK_DATA": "nowhere"}, "there is no nowhere"),
-        (["run-all"], {"BITRANK_STORE": "a,b"}, "cannot mount a path with a comma"),
-        (["run-all"], {"BITRANK_ENGINE": "nerdctl"}, "BITRANK_ENGINE names nerdctl, which was not found"),
-    ],
-)
-def test_invalid_arguments_exit_with_2_and_a_remedy(
-    engine: Path, words: list[str], environment: dict[str, str], message: str
-) -> None:
-    done = call(engine, *words, **environment)
-    assert done.returncode == 2 and message in done.stderr
-    assert not (engine.parent / "arguments").exists()
-
-
-def test_missing_engine_is_reported(engine: Path) -> None:
-    for name in ("docker", "podman"):
-        (engine / name).unlink()
-    for name in ("bash", "env", "dirname", "basename", "cat", "mkdir", "git"):
-        if (found := shutil.which(name)) is not None:
-            (engine / name).symlink_to(found)
-    done = call(engine, "run-all", PATH=str(engine))
-    assert done.returncode == 2 and "neither docker nor podman was found" in done.stderr
-
-
-def test_help_lists_every_command_and_variable(engine: Path) -> None:
-    done = call(engine, "--help")
-    assert done.returncode == 0
-    for word in (
-        "build",
-        "run CONFIG TASK",
-        "run-all",
-        "ui",
-        "shell",
-        "cpu|gpu|rocm",
-        "WANDB_API_KEY",
-        "HF_TOKEN",
-        "BITRANK_STORE",
-    ):
-        assert word in done.stdout
-
-
 # ---- Compose
 
 
@@ -462,6 +230,9 @@ def test_compose_file_defines_the_documented_stack() -> None:
     assert services["runner"]["depends_on"] == {"mlflow": {"condition": "service_healthy"}}
     assert [name for name, service in services.items() if "ports" in service] == ["mlflow"]
     assert "database" not in services["runner"]["networks"]
+    # bitrank:cpu is also the image of docker/run.sh, which gives the commit.
+    for name in ("mlflow", "runner"):
+        assert services[name]["build"]["args"] == {"COMMIT": "${BITRANK_COMMIT:-}"}
 
 
 @pytest.mark.parametrize(
@@ -522,44 +293,3 @@ def test_hadolint_passes_dockerfiles_and_fails_a_bad_one(tmp_path: Path) -> None
     bad = tmp_path / "Dockerfile"
     bad.write_text("FROM python:latest\nRUN cd /tmp && pip install torch\n")
     assert subprocess.run([hadolint, bad], stdout=subprocess.DEVNULL, check=False).returncode == 1
-
-
-def test_torch_is_installed_from_the_index_of_its_build(tmp_path: Path) -> None:
-    """pip first for cpu and cuda; only uv for rocm or a named backend; only pip with index arguments."""
-    installer_log = tmp_path / "installers.log"
-    for name, code in (("pip", 1), ("python", 0)):
-        (tmp_path / name).write_text(
-            f'#!/bin/sh\necho {name} "$@" >> "{installer_log}"\n'
-            f'case "$*" in *uv*) exit 0;; esac\nexit {code}\n'
-        )
-        (tmp_path / name).chmod(0o755)
-
-    def lines(**given: str) -> list[str]:
-        installer_log.write_text("")
-        environment = {
-            "PATH": os.environ["PATH"],
-            "PIP": str(tmp_path / "pip"),
-            "PY": str(tmp_path / "python"),
-            **given,
-        }
-        subprocess.run(
-            ["bash", "tools/install-torch.sh"], cwd=ROOT, env=environment, capture_output=True, check=False
-        )
-        return installer_log.read_text().splitlines()
-
-    def pip(hardware: str, words: str = "") -> str:
-        return f"pip install {words}-c constraints.txt -c constraints/torch-{hardware}.txt torch"
-
-    def uv(backend: str) -> list[str]:
-        return [
-            "pip install uv",
-            f"python -m uv pip install -q --python {tmp_path}/python --torch-backend {backend} torch==2.13.0",
-        ]
-
-    assert lines(TORCH="cpu") == [pip("cpu"), *uv("cpu")]
-    assert lines(TORCH="cuda") == [pip("cuda")]
-    assert lines(TORCH="cuda", TORCH_BACKEND="cu126") == uv("cu126")
-    assert lines(TORCH="rocm") == uv("rocm7.2")
-    assert lines(TORCH="cpu", TORCH_INDEX_ARGS="--find-links=/wheels") == [
-        pip("cpu", "--find-links=/wheels ")
-    ]
