@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -60,3 +61,46 @@ def test_machines_with_wheels_pass_the_check(where: tuple[str, str, str]) -> Non
     from check_machine import problem
 
     assert problem((3, 11), *where) == problem((3, 13), *where) == ""
+
+
+def test_torch_is_installed_from_the_index_of_its_build(tmp_path: Path) -> None:
+    """pip first for cpu and cuda; only uv for rocm or a named backend; only pip with index arguments."""
+    installer_log = tmp_path / "installers.log"
+    for name, code in (("pip", 1), ("python", 0)):
+        (tmp_path / name).write_text(
+            f'#!/bin/sh\necho {name} "$@" >> "{installer_log}"\n'
+            f'case "$*" in *uv*) exit 0;; esac\nexit {code}\n'
+        )
+        (tmp_path / name).chmod(0o755)
+
+    def lines(**given: str) -> list[str]:
+        installer_log.write_text("")
+        environment = {
+            "PATH": os.environ["PATH"],
+            "PIP": str(tmp_path / "pip"),
+            "PY": str(tmp_path / "python"),
+            "TMPDIR": str(tmp_path),
+            **given,
+        }
+        subprocess.run(
+            ["bash", "tools/install-torch.sh"], cwd=ROOT, env=environment, capture_output=True, check=False
+        )
+        return installer_log.read_text().splitlines()
+
+    def pip(hardware: str, words: str = "") -> str:
+        return f"pip install {words}-c constraints.txt -c constraints/torch-{hardware}.txt torch"
+
+    def uv(backend: str) -> list[str]:
+        return [
+            "pip install uv==0.13.9",
+            f"python -m uv pip install -q --python {tmp_path}/python --torch-backend {backend} torch==2.13.0",
+        ]
+
+    assert lines(TORCH="cpu") == [pip("cpu"), *uv("cpu")]
+    assert lines(TORCH="cuda") == [pip("cuda")]
+    assert lines(TORCH="cuda", TORCH_BACKEND="cu126") == uv("cu126")
+    assert lines(TORCH="rocm") == uv("rocm7.2")
+    assert lines(TORCH="cpu", TORCH_INDEX_ARGS="--find-links=/wheels") == [
+        pip("cpu", "--find-links=/wheels ")
+    ]
+    assert not list(tmp_path.glob("bitrank-torch*"))  # the log of pip

@@ -3,7 +3,7 @@
 # TORCH_INDEX_ARGS are optional arguments of pip (such as --find-links=FOLDER); TORCH_BACKEND is a build in
 # uv's notation (cu128, rocm7.1, …).
 set -u
-log=${TMPDIR:-/tmp}/bitrank-torch.$$
+log=$(mktemp "${TMPDIR:-/tmp}/bitrank-torch.XXXXXX") || exit 2
 trap 'rm -f "$log"' EXIT
 backend=${TORCH_BACKEND:-}
 case "$TORCH" in
@@ -17,7 +17,7 @@ if [ -n "${TORCH_INDEX_ARGS:-}" ] || { [ "$TORCH" != rocm ] && [ -z "${TORCH_BAC
 fi
 if [ -n "$backend" ] && [ -z "${TORCH_INDEX_ARGS:-}" ]; then
     echo "installing the $backend build of torch with uv, which knows PyTorch's index"
-    $PIP install uv && $PY -m uv pip install -q --python "$PY" --torch-backend "$backend" torch==2.13.0 && exit 0
+    $PIP install uv==0.13.9 && $PY -m uv pip install -q --python "$PY" --torch-backend "$backend" torch==2.13.0 && exit 0
 fi
 if [ -f "$log" ]; then grep -v '^WARNING' "$log" | tail -n 3; fi
 bash tools/no-network.sh
