@@ -76,8 +76,12 @@ def requested(browser: Any) -> set[str]:
 
 @pytest.mark.parametrize(
     ("arms", "tasks", "seeds", "charts"),
-    [(tuple(ARMS), ("movies", "wiki"), 3, 22), (("Joint-2",), ("wiki",), 1, 10)],
-    ids=["full", "one arm"],
+    [
+        (tuple(ARMS), ("movies", "wiki"), 3, 22),
+        (("Joint-2",), ("wiki",), 1, 10),
+        (("Joint-2",), ("specs",), 1, 10),
+    ],
+    ids=["full", "one arm", "a task with the name of a part of the page"],
 )
 def test_all_charts_are_drawn_without_log_messages_or_requests(
     browser: Any,

@@ -8,6 +8,7 @@ import sqlite3
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pandas as pd
 import pytest
@@ -51,6 +52,22 @@ def test_complete_study_gives_page_text_figures_and_tables(maker: Any, tmp_path:
     )
     assert "2.13.0" in html and "a machine" in html
     assert "Every cell of the grid" in html
+
+
+def test_ids_of_the_page_are_unique_and_its_links_lead_to_files_of_any_task(
+    maker: Any, tmp_path: Path
+) -> None:
+    tasks = ("specs", "runs", "50% #1?")
+    add_study(maker, arms=("B-FP",), tasks=tasks, n=20)
+    html = write_report(str(tmp_path), tmp_path / "out").read_text()
+    ids = re.findall(r' id="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    links = set(re.findall(r' href="([^"]+)"', html))
+    assert {link[1:] for link in links if link.startswith("#")} <= set(ids)
+    files = [unquote(link) for link in links if link.startswith(("figures/", "tables/"))]
+    assert {f"tables/arms-{task}.csv" for task in tasks} <= set(files)
+    assert all((tmp_path / "out" / name).is_file() for name in files)
+    assert not [link for link in links if link.startswith(("figures/", "tables/")) and set(link) & set("#? ")]
 
 
 def test_files_of_an_earlier_report_are_removed(maker: Any, tmp_path: Path) -> None:

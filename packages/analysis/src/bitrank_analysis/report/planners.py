@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 
@@ -96,7 +97,7 @@ def _of_task(study: Study, task: str, planning: Planning, folder: Path) -> list[
     if frame.loc[frame["budget"].notna(), "baseline"].notna().any():
         figure = difference_bytes(frame, task)
         save(figure, folder, ("svg", "png"))
-        parts.append(f"![Difference against bytes]({figure.name}.svg)")
+        parts.append(f"![Difference against bytes]({quote(figure.name)}.svg)")
     return parts
 
 
