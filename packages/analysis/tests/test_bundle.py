@@ -174,6 +174,22 @@ def test_bundle_has_no_paths_users_or_passwords_and_keeps_other_text(maker: Any,
     assert page is not None and "<script>alert" not in page.read_text()
 
 
+def test_reasons_in_a_bundle_have_no_folders(maker: Any, tmp_path: Path) -> None:
+    maker.classifier("B-FP", [True, False])
+    failure = "/home/alice/acme/reviews.csv: row 3 has no label; see ~/acme/notes.md"
+    run_id = maker.run("B-Q4", status="FAILED", tags={"failure": failure})
+    moved = "UPDATE runs SET artifact_uri = 'sftp://alice:pw@host/home/alice/artifacts' WHERE run_uuid = ?"
+    maker.sqlite.execute(moved, [run_id])
+    maker.sqlite.commit()
+    kept = open_store(str(write_bundle(str(maker.folder), tmp_path / "evidence")))
+    assert kept.sql("SELECT value FROM tags WHERE key = 'failure'").fetchall() == [
+        ("…/reviews.csv: row 3 has no label; see …/notes.md",)
+    ]
+    assert kept.sql("SELECT reason FROM unread").fetchall() == [
+        ("its artifacts are not on this machine: …/artifacts",)
+    ]
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

@@ -1,7 +1,7 @@
 """Write an evidence bundle: the results of one experiment without the machine that made them.
 
 The bundle has what reports, papers and queries read. MLflow's own tags (user, source file), the addresses of
-artifacts and the folders in front of local models, data and plans are left out.
+artifacts and the folders in front of local paths are left out.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from bitrank_analysis.bundle import MANIFEST, VERSION, digest_of, is_bundle
 from bitrank_analysis.errors import AnalysisError, masked
 from bitrank_analysis.files import write_atomically
 from bitrank_analysis.join_bundles import by_columns, different_versions, joined, sorted_rows
+from bitrank_analysis.local_paths import without_addresses, without_paths
 from bitrank_analysis.readable import without_predictions
 from bitrank_analysis.store import open_store
 from bitrank_analysis.study import Study, load_study
@@ -129,9 +130,10 @@ def _tables(database: duckdb.DuckDBPyConnection, ids: list[str]) -> dict[str, pa
     for table, query in _QUERIES.items():
         rows = database.sql(query.format(ids=chosen)).to_arrow_table()
         if "value" in rows.column_names and pa.types.is_string(rows.schema.field("value").type):
-            rows = _with_column(rows, "value", map(without_folder, rows["value"].to_pylist()))
+            pairs = zip(rows["key"].to_pylist(), rows["value"].to_pylist(), strict=True)
+            rows = _with_column(rows, "value", [_public(key, value) for key, value in pairs])
         if "reason" in rows.column_names:
-            rows = _with_column(rows, "reason", map(masked, rows["reason"].to_pylist()))
+            rows = _with_column(rows, "reason", map(without_addresses, rows["reason"].to_pylist()))
         found[table] = sorted_rows(rows)
     return found
 
@@ -166,10 +168,15 @@ def _predictions(database: duckdb.DuckDBPyConnection, ids: list[str]) -> dict[st
     return by_columns(found)
 
 
+def _public(key: str, value: str) -> str:
+    """The value of a param or tag: a name or path, or a sentence that may quote one."""
+    return without_folder(value) if key in _FIELDS else without_paths(masked(value))
+
+
 def without_folder(text: str) -> str:
-    """A local path as ``…/name``, and passwords of URIs masked; any other text unchanged."""
+    """A local path as ``…/name``; secrets of URIs masked, and paths inside another text cut likewise."""
     is_path = text.startswith(("/", "~/", "file:")) and len(text) > 1
-    return f"…/{text.rstrip('/').rpartition('/')[2]}" if is_path else masked(text)
+    return f"…/{text.rstrip('/').rpartition('/')[2]}" if is_path else without_paths(masked(text))
 
 
 def _spec_without_folders(content: str) -> str:
