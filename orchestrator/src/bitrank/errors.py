@@ -15,17 +15,26 @@ from collections.abc import Iterable
 FAILED, BAD_INPUT, DIVERGED = 1, 2, 3  # exit codes of a run's process
 
 
-# A password in a URI reaches to the last @ of the word, so that one with unquoted characters is hidden too.
-_USER_PASSWORD = re.compile(r"(\w://[^\s/:@'\"]*):[^\s'\"]*@")
-_QUERY_PASSWORD = re.compile(r"([?&](?:password|sslpassword)=)[^&\s'\"]*", re.IGNORECASE)
+# All between :// and @ is a secret: a token has no colon. Where a colon comes first, a password may contain an
+# unescaped / or @, so the match extends to the last @ of the word.
+_USER = re.compile(r"(\w://)(?:[^\s/?#@:]*:\S*|[^\s/?#]*)@")
+# A value extends to the next & or space; closing quotes and punctuation of the sentence around it are kept.
+_QUERY = re.compile(
+    r"([?&#][\w.-]*(?:token|key|password|secret)=)[^&\s]+?(?=['\"]?[;,.:)\]}]*(?:[&\s]|$))", re.IGNORECASE
+)
 
 
 def masked(text: str) -> str:
-    """``text`` with ``***`` for every password in a URI.
+    """``text`` with ``***`` for the user part of every URI, and for tokens, keys and passwords of its query.
 
     ``bitrank_analysis`` has its own copy: packages import no sibling.
     """
-    return _QUERY_PASSWORD.sub(r"\1***", _USER_PASSWORD.sub(r"\1:***@", text))
+    return _QUERY.sub(r"\1***", _USER.sub(r"\1***@", text))
+
+
+def masked_uri(uri: str) -> str:
+    """:func:`masked` for a text that is one URI as a whole: spaces in it are part of the secret too."""
+    return masked(re.sub(r"\s", "%20", uri))
 
 
 _DISK_ERRORS = {

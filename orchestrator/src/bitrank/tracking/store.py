@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from bitrank.errors import UserError, disk_problem, masked
+from bitrank.errors import UserError, disk_problem, masked, masked_uri
 from bitrank.tracking.moved_store import follow_store
 from bitrank.tracking.sqlite_store import has_store, make_store, migrate
 
@@ -46,8 +46,8 @@ class Store:
 
     @property
     def shown(self) -> str:
-        """``uri`` with a masked password, for messages."""
-        return masked(self.uri)
+        """``uri`` with masked secrets, for messages."""
+        return self.uri if self.database else masked_uri(self.uri)
 
     @classmethod
     def parse(cls, text: str) -> Store:
@@ -57,13 +57,17 @@ class Store:
         Raises :class:`UserError` for any other URI.
         """
         if text.startswith(_SERVER):
+            if re.search(r"\s", text):  # messages of libraries, which repeat it, could not be masked
+                raise UserError(
+                    f"cannot use the store {masked_uri(text)!r}: expected a URI without spaces; write %20"
+                )
             return cls(text, None, None, Path("runs").resolve() / "work")
         if text.startswith(_SQLITE):
             return cls._of_database(_database_of(text))
         if "://" in text:
             expected = ", ".join(("sqlite:///", *_SERVER))
             raise UserError(
-                f"cannot use the store {masked(text)!r}; "
+                f"cannot use the store {masked_uri(text)!r}; "
                 f"expected a folder or a URI that starts with {expected}"
             )
         return cls._of_database(Path(text).resolve() / "mlflow.db")

@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 import duckdb
 
-from bitrank_analysis.errors import AnalysisError, masked
+from bitrank_analysis.errors import AnalysisError, masked_uri
 
 PREDICTIONS, RANKS, PLAN, SPEC = "predictions.parquet", "ranks.json", "plan.json", "spec.json"
 CONTINUATIONS = "continuations.json"
@@ -85,7 +85,7 @@ def create_artifact_views(database: duckdb.DuckDBPyConnection, roots: Sequence[P
     for run_id, uri in database.sql("SELECT run_id, artifact_uri FROM runs").fetchall():
         folder = local_folder(uri, roots)
         if folder is None:
-            unread.append((run_id, "all", f"its artifacts are not on this machine: {masked(uri)}"))
+            unread.append((run_id, "all", f"its artifacts are not on this machine: {masked_uri(uri)}"))
         else:
             files += [
                 (run_id, name, str(folder / name))

@@ -25,7 +25,7 @@ from bitrank_analysis.artifacts import (
     sql_list,
 )
 from bitrank_analysis.bundle import MANIFEST, VERSION, digest_of, is_bundle
-from bitrank_analysis.errors import AnalysisError, masked
+from bitrank_analysis.errors import AnalysisError, masked, masked_uri
 from bitrank_analysis.files import write_atomically
 from bitrank_analysis.join_bundles import by_columns, different_versions, joined, sorted_rows
 from bitrank_analysis.local_paths import without_addresses, without_paths
@@ -67,7 +67,7 @@ def write_bundle(
     studies = {uri: load_study(open_store(uri, artifacts), experiment) for uri in uris}
     names = {study.experiment for study in studies.values()}
     if len(names) > 1:
-        each = ", ".join(f"{study.experiment} in {masked(uri)}" for uri, study in studies.items())
+        each = ", ".join(f"{study.experiment} in {masked_uri(uri)}" for uri, study in studies.items())
         raise AnalysisError(f"expected parts of one experiment, got {each}; choose one with --experiment")
     (name,) = names
     _check_predictions(list(studies.values()))

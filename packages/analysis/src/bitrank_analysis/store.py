@@ -17,7 +17,7 @@ from sqlalchemy.exc import ArgumentError
 
 from bitrank_analysis.artifacts import create_artifact_views, pattern_of, sql_list
 from bitrank_analysis.bundle import create_bundle_views, is_bundle, load_bundle
-from bitrank_analysis.errors import AnalysisError, masked
+from bitrank_analysis.errors import AnalysisError, masked, masked_uri
 from bitrank_analysis.sqlite_file import readable_uri
 
 # Table → (typed DuckDB columns, query at the source). Every nullable text is coalesced: the SQLite driver
@@ -137,7 +137,7 @@ def _read_tables(database: duckdb.DuckDBPyConnection, uri: str, location: Path |
     except Exception as error:  # noqa: BLE001 - drivers raise classes of their own
         reason = masked(str(error).splitlines()[0])[:200]
         raise AnalysisError(
-            f"{masked(uri)} is no MLflow store that can be read: {reason}; choose another"
+            f"{masked_uri(uri)} is no MLflow store that can be read: {reason}; choose another"
         ) from None
 
 
@@ -181,7 +181,7 @@ def _connect(location: Path | URL, stack: ExitStack) -> tuple[Any, dict[str, str
     except postgresql.Error as error:
         reason = masked(str(error).splitlines()[0])[:200]
         raise AnalysisError(
-            f"cannot connect to the store {masked(address.render_as_string())}: {reason}"
+            f"cannot connect to the store {masked_uri(address.render_as_string())}: {reason}"
         ) from None
 
 
@@ -192,7 +192,7 @@ def _location(uri: str) -> Path | URL:
     try:
         url = make_url(uri)
     except (ArgumentError, ValueError):  # SQLAlchemy reads the port with int()
-        raise AnalysisError(f"cannot parse the store URI {masked(uri)!r}") from None
+        raise AnalysisError(f"cannot parse the store URI {masked_uri(uri)!r}") from None
     if url.get_backend_name() not in {"sqlite", "postgresql"}:
         raise AnalysisError(
             f"expected a folder, a sqlite:/// or a postgresql:// URI, got {url.get_backend_name()}://"
