@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,48 @@ def test_result_files_of_a_study_agree(tmp_path) -> None:
     ]
     assert {row["accuracy"] for row in rows} == {"1.5"}
     assert [path.name for path in tmp_path.glob(".*")] in ([], [".all_results.lock"])
+
+
+def test_every_cell_has_a_file_of_its_own_and_the_first_one_the_plain_name(tmp_path: Path) -> None:
+    """Plan ``plan`` on ``wiki_articles`` and plan ``plan_wiki`` on ``articles`` would share one name."""
+    spec = make_spec(PROFILES["smoke"], "B-FP", "toy_sentences")
+    cells = [("plan", "wiki_articles"), ("plan_wiki", "articles")]
+    runs = [replace(spec, config=config, task=f"/data/{task}.csv") for config, task in cells]
+    for run in [*runs, runs[0]]:
+        write_results([(run, FIGURES, "done")], tmp_path)
+    found = {path.name: json.loads(path.read_text()) for path in tmp_path.glob("results_*.json")}
+    assert {name: (cell["config"], cell["task"]) for name, cell in found.items()} == {
+        "results_plan_wiki_articles.json": cells[0],
+        "results_plan_wiki_articles-9e2f206e.json": cells[1],
+    }
+
+
+def test_a_long_name_is_cut_to_one_that_files_can_have(tmp_path: Path) -> None:
+    spec = make_spec(PROFILES["smoke"], "B-FP", "toy_sentences")
+    runs = [replace(spec, task=f"/data/{'文' * 79}{end}.csv") for end in "ab"]
+    check_results(tmp_path, runs)
+    write_results([(run, FIGURES, "done") for run in runs], tmp_path)
+    names = [path.name for path in tmp_path.glob("results_*.json")]
+    assert len(names) == 2
+    assert all(name.startswith("results_B-FP_文") and 243 < len(name.encode()) <= 246 for name in names)
+
+
+def test_a_folder_that_cannot_hold_the_names_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Encrypted file systems take names of 143 bytes."""
+    write = results_files.write_atomically
+
+    def write_short(path: Path, content: str) -> None:
+        if len(path.name.encode()) > 143:
+            raise OSError(errno.ENAMETOOLONG, "File name too long", str(path))
+        write(path, content)
+
+    monkeypatch.setattr(results_files, "write_atomically", write_short)
+    spec = make_spec(PROFILES["smoke"], "B-FP", "toy_sentences")
+    check_results(tmp_path, [spec])
+    with pytest.raises(UserError, match="cannot write results to .*File name too long; give another"):
+        check_results(tmp_path, [replace(spec, task=f"/data/{'a' * 140}.csv")])
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def run_study(
     """
     # Checked before the store is created, so that a command that cannot run creates nothing.
     check_tracking(options.how.wandb)
-    check_results(options.results)
+    check_results(options.results, specs)
     tracker, jobs = open_jobs([resolve_hub_digests(spec) for spec in specs], options)
     for job in jobs:
         if options.force and job.status != "locked":

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from bitrank.spec.run_spec import RunSpec
 from bitrank.spec.task_kinds import task_metrics
 
 _ALL = "all_results.json"
+# Bytes of a file's name: file systems take 255, and a temporary file has two dots and a process id more.
+_LONGEST = 246
 # Summary column → key of the result, after the columns of quality: size first, then cost.
 _COSTS = {
     "model_mib": "model/mib",
@@ -52,8 +56,9 @@ def write_results(runs: Sequence[tuple[RunSpec, dict[str, Any], str]], folder: P
     """Write ``results_<config>_<task>.json``, ``all_results.json`` and ``experiment_summary.csv`` for (spec,
     figures, state) triples.
 
-    Results of earlier invocations with other specs are kept. Raises :class:`UserError` when ``folder`` cannot
-    be written, or an earlier ``all_results.json`` is damaged: its other runs would be lost.
+    A name that another cell has, or that is too long for a file, ends in a hash. Results of earlier
+    invocations with other specs are kept. Raises :class:`UserError` when ``folder`` cannot be written, or an
+    earlier ``all_results.json`` is damaged: its other runs would be lost.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,25 +80,49 @@ def _write(runs: Sequence[tuple[RunSpec, dict[str, Any], str]], folder: Path) ->
         }
     entries = list(known.values())
     write_atomically(folder / _ALL, json.dumps(entries, indent=1))
+    names = _names((entry["spec"]["config"], _task(entry)) for entry in entries)
     for config, task in dict.fromkeys((spec.config, spec.task_name) for spec, _, _ in runs):
         cell = [e for e in entries if (e["spec"]["config"], _task(e)) == (config, task)]
         write_atomically(
-            folder / f"results_{config}_{task}.json",
+            folder / names[config, task],
             json.dumps({"config": config, "task": task, "runs": cell}, indent=1),
         )
     write_atomically(folder / "experiment_summary.csv", _csv(entries))
 
 
-def check_results(folder: Path) -> None:
-    """Raise :class:`UserError` if results cannot be written to ``folder``, or its earlier ones are damaged.
+def _names(cells: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """Name of the file of every (config, task); the first of several cells keeps the plain name."""
+    names: dict[tuple[str, str], str] = {}
+    taken: set[str] = set()
+    for cell in dict.fromkeys(cells):
+        stem = f"results_{'_'.join(cell)}"
+        name = f"{stem}.json"
+        if name in taken or _size(name) > _LONGEST:
+            digest = hashlib.sha256(json.dumps(cell).encode()).hexdigest()[:8]
+            short = os.fsencode(stem)[: _LONGEST - len(f"-{digest}.json")].decode(errors="ignore")
+            name = f"{short}-{digest}.json"
+        taken.add(name)
+        names[cell] = name
+    return names
 
-    Call it before training.
+
+def _size(name: str) -> int:
+    return len(os.fsencode(name))
+
+
+def check_results(folder: Path, specs: Sequence[RunSpec] = ()) -> None:
+    """Raise :class:`UserError` if results of ``specs`` cannot be written to ``folder``.
+
+    Also if its earlier ones are damaged. Call it before training.
     """
     _read_all(folder / _ALL)
+    names = _names((spec.config, spec.task_name) for spec in specs).values()
+    longest = max((name.removeprefix("results") for name in names), key=_size, default="")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / ".writable", "")
-        (folder / ".writable").unlink(missing_ok=True)  # another command may check at the same time
+        # Another command may check at the same time. The name is as long as the longest that follows.
+        write_atomically(folder / f".writable{longest}", "")
+        (folder / f".writable{longest}").unlink(missing_ok=True)
     except OSError as error:
         raise _unwritable(folder, error) from error
 
