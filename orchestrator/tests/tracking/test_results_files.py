@@ -81,7 +81,7 @@ def test_a_folder_that_cannot_hold_the_names_is_refused_before_training(
     monkeypatch.setattr(results_files, "write_atomically", write_short)
     spec = make_spec(PROFILES["smoke"], "B-FP", "toy_sentences")
     check_results(tmp_path, [spec])
-    with pytest.raises(UserError, match="cannot write results to .*File name too long; give another"):
+    with pytest.raises(UserError, match=r"cannot write results to .*File name too long; give another"):
         check_results(tmp_path, [replace(spec, task=f"/data/{'a' * 140}.csv")])
 
 

@@ -30,6 +30,11 @@ def test_table_columns_are_aligned(uri: str) -> None:
     ]
 
 
+def test_control_characters_in_a_table_are_shown(uri: str) -> None:
+    sql = "SELECT chr(27) || '[2Jx' || chr(13) || chr(10) || 'y' || chr(155) AS text"
+    assert query(uri, sql).splitlines()[2] == r"\x1b[2Jx  y\x9b"
+
+
 def test_csv_reads_back(uri: str) -> None:
     rows = list(csv.reader(io.StringIO(query(uri, SQL, "csv"))))
     assert rows == [

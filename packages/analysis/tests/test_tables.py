@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from bitrank_analysis import AnalysisError, load_study, open_store, phrasing
 from bitrank_analysis.evidence import gather
+from bitrank_analysis.files import name_of
 from bitrank_analysis.matrix_names import module_order, nominal_bits, place
 from bitrank_analysis.tables import Table, latex_escape, tables
 from hypothesis import given
@@ -94,6 +95,18 @@ def test_latex_and_markdown_of_a_table() -> None:
         "a\\_b & 10 \\% \\\\\nc|d & $-$1 \\\\\n\\bottomrule\n\\end{tabular}\n"
     )
     assert table.markdown() == "| Arm & more | Share |\n| --- | ---: |\n| a_b | 10 % |\n| c\\|d | −1 |\n"
+
+
+def test_text_of_data_stays_in_its_cell_of_a_markdown_table() -> None:
+    frame = pd.DataFrame({"text": ["a\\|b", "c\r\n\v\f\x85\u2028\u2029d\te", "\x1b[31m\x9b \\n"]})
+    rows = Table("t", "caption", frame, frame).markdown().split("\n")
+    assert rows == ["| text |", "| --- |", r"| a\\\|b |", "| c       d e |", r"| \x1b[31m\x9b \n |", ""]
+
+
+def test_a_name_too_long_for_a_file_is_cut_and_has_a_hash() -> None:
+    assert name_of("arms", "movies") == "arms-movies"
+    names = {name_of(kind, "文" * 83 + end) for kind in ("arms", "rank-map") for end in "ab"}
+    assert len(names) == 4 and all(227 < len(name.encode()) <= 230 for name in names)
 
 
 @given(st.text(alphabet="ab&%$#_{}~^\\<>", max_size=12))

@@ -54,6 +54,11 @@ def test_split_does_not_depend_on_the_file_name(tmp_path) -> None:
     assert first.splits == again.splits
 
 
+def test_a_file_may_have_the_longest_name_that_a_disk_takes(tmp_path) -> None:
+    name = "a" * 251
+    assert open_task(str(write(tmp_path / f"{name}.csv", ROWS))).name == name
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

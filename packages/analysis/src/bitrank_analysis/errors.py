@@ -11,8 +11,8 @@ class AnalysisError(ValueError):
     exit_code = 2  # bad input: a command prints the message without a traceback
 
 
-# All between :// and @ is a secret: a token has no colon. Where a colon comes first, a password may contain an
-# unescaped / or @, so the match extends to the last @ of the word.
+# All between :// and @ is a secret: a token has no colon. Where a colon comes first, a password may contain
+# an unescaped / or @, so the match extends to the last @ of the word.
 _USER = re.compile(r"(\w://)(?:[^\s/?#@:]*:\S*|[^\s/?#]*)@")
 # A value extends to the next & or space; closing quotes and punctuation of the sentence around it are kept.
 _QUERY = re.compile(

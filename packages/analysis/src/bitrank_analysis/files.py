@@ -1,9 +1,24 @@
-"""Atomic writes: a reader of a report, table or figure sees the old or the new file, never a part of one."""
+"""Names of files, and atomic writes.
+
+A reader of a report, table or figure sees the old or the new file, never a part of one.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
+
+_LONGEST = 230  # bytes of a name; file systems take 255, of which endings and temporary files need some
+
+
+def name_of(kind: str, task: str) -> str:
+    """The name of the figure or table ``kind`` of ``task``; one too long for a file is cut and has a hash."""
+    name = f"{kind}-{task}"
+    content = os.fsencode(name)
+    if len(content) <= _LONGEST:
+        return name
+    return f"{content[: _LONGEST - 9].decode(errors='ignore')}-{hashlib.sha256(content).hexdigest()[:8]}"
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
-# A name with spaces is a folder only if a slash follows. Its words before a space have no punctuation: the text
-# goes on after "reviews.csv: " or "reviews.csv ".
+# A name with spaces is a folder only if a slash follows. Its words before a space have no punctuation: the
+# sentence goes on after "reviews.csv: " or "reviews.csv ".
 _NAME = r"[^\s'\"/\\]*"
 _SPACED = r"(?:[^\s'\"/\\.:;,]+ ){1,3}[^\s'\"/\\:]*[\w)\]]"
-# The root of an absolute path: /, three slashes and more after a scheme (file:///, sqlite:////), ~/, C:\ and \\.
+# The root of an absolute path: /, three or more slashes after a scheme (file:///, sqlite:////), ~/, C:\, \\.
 _ROOT = (
     r"(?:(?<=:)/{3,}|(?<![\w./\\<~…)\]}-])(?:/(?!/)|~(?:[A-Za-z_][\w.-]*)?[/\\]|[A-Za-z]:[/\\]|\\\\(?=\w)))"
 )
@@ -26,7 +26,8 @@ def without_addresses(text: str) -> str:
 def without_paths(text: str) -> str:
     """``text`` with ``…/name`` in place of every absolute path, also of ``~/`` and of Windows.
 
-    A path with spaces is found up to its name if it is quoted, or if its folders have no more than four words.
+    A path with spaces is found up to its name if it is quoted, or if the names of its folders have at most
+    four words.
     """
     return _PATH.sub(_name, text)
 

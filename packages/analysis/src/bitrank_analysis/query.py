@@ -16,6 +16,7 @@ import duckdb
 import pandas as pd
 
 from bitrank_analysis.errors import AnalysisError
+from bitrank_analysis.one_line import one_line
 from bitrank_analysis.store import open_store
 
 _MAX_CELL_WIDTH = 60  # characters; csv and json do not truncate
@@ -129,9 +130,10 @@ def _views(database: duckdb.DuckDBPyConnection) -> list[str]:
 
 def _table(columns: list[str], rows: Tuples) -> str:
     cells = [list(map(_cell, row)) for row in rows]
-    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    heads = list(map(one_line, columns))
+    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
     numeric = [_has_number(rows, index) for index in range(len(columns))]
-    lines = [columns, ["─" * width for width in widths], *cells]
+    lines = [heads, ["─" * width for width in widths], *cells]
     return "".join(_line(line, widths, numeric) + "\n" for line in lines)
 
 
@@ -151,7 +153,7 @@ def _line(cells: list[str], widths: list[int], numeric: list[bool]) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    text = f"{value:.6g}" if isinstance(value, float) else str(value).replace("\n", " ")
+    text = f"{value:.6g}" if isinstance(value, float) else one_line(str(value))
     return text if len(text) <= _MAX_CELL_WIDTH else text[: _MAX_CELL_WIDTH - 1] + "…"
 
 

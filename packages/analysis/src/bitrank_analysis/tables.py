@@ -13,9 +13,10 @@ import pandas as pd
 from bitrank_analysis import phrasing
 from bitrank_analysis.evidence import Evidence
 from bitrank_analysis.figures.ranks import final_ranks
-from bitrank_analysis.files import write_atomically
+from bitrank_analysis.files import name_of, write_atomically
 from bitrank_analysis.matrix_names import module_order
 from bitrank_analysis.metrics import metric_of
+from bitrank_analysis.one_line import markdown_cell
 from bitrank_analysis.published import compared_text, result_text
 from bitrank_analysis.score_kept import FULL_LORA, with_share_text
 
@@ -32,7 +33,6 @@ _LATEX = {
     "<": "$<$",
     ">": "$>$",
 }
-_MARKDOWN = str.maketrans({"|": r"\|", "\n": " "})
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Table:
         ]
         text = ""
         for row in rows:
-            cells = [str(cell).translate(_MARKDOWN) for cell in row]
+            cells = [markdown_cell(str(cell)) for cell in row]
             text += f"| {' | '.join(cells)} |\n"
         return text
 
@@ -116,7 +116,7 @@ def _table(evidence: Evidence, name: str, caption: str, frame: pd.DataFrame, hea
         if column in frame and not frame[column].isna().all():
             columns[head] = [_text(value, write) for value in frame[column]]
     shown = pd.DataFrame(columns, dtype=object)
-    return Table(f"{name}-{evidence.task}", f"{caption} ({evidence.task})", frame, shown)
+    return Table(name_of(name, evidence.task), f"{caption} ({evidence.task})", frame, shown)
 
 
 def _text(value: Any, write: Callable[[Any], str]) -> str:
@@ -323,4 +323,4 @@ def published(frame: pd.DataFrame, metric: str, task: str) -> Table:
         for row in frame.itertuples()
     ]
     caption = f"What was claimed, by whom, and what these runs show ({task})"
-    return Table(f"published-{task}", caption, frame, pd.DataFrame(rows, dtype=object))
+    return Table(name_of("published", task), caption, frame, pd.DataFrame(rows, dtype=object))

@@ -31,6 +31,8 @@ COMMAND = re.compile(
         ("a\nb  c", "a b c"),
         (r"C:\tmp {x}^~#$", r"C:\textbackslash{}tmp \{x\}\textasciicircum{}\textasciitilde{}\#\$"),
         ("naïve 漢", r"naïve \texttt{U+6F22}"),
+        ("Ħal Łódź", r"\texttt{U+0126}al Łódź"),
+        ("a\x1bb", r"a\texttt{U+001B}b"),
     ],
 )
 def test_escape_gives_the_expected_latex(text: str, printed: str) -> None:
@@ -70,7 +72,8 @@ def test_tabular_gives_the_expected_latex() -> None:
     shutil.which("pdflatex") is None, reason="needs pdflatex (Debian: texlive-latex-recommended)"
 )
 def test_latex_prints_values_and_stops_at_a_missing_one(tmp_path: Path) -> None:
-    special_text = r"""50% & $1 #2 _x_ {y} ^z~ \w "q" 'r' a|b <c> – − × · → ± -- é 漢"""
+    letters = "".join(map(chr, [*range(0x20), *range(0x7F, 0x180)]))
+    special_text = letters + r"""50% & $1 #2 _x_ {y} ^z~ \w "q" 'r' a|b <c> – − × · → ± -- é 漢"""
     preamble = (
         r"\documentclass{article}\usepackage[T1]{fontenc}\usepackage[utf8]{inputenc}\usepackage{textcomp}"
     )

@@ -56,7 +56,8 @@ def file_source(path: Path, options: FileOptions | None = None) -> Source:
     if naming.columns:
         digest = hashlib.sha256(json.dumps([digest, naming.text, naming.label]).encode()).hexdigest()
     key = hashlib.sha256(f"{path.name}\0{digest}\0{code_digest()}".encode()).hexdigest()
-    place = cache_dir() / "files" / f"{path.stem}-{key[:16]}"
+    # The whole name enters the key. A long one and the key would be too long for a folder.
+    place = cache_dir() / "files" / f"{path.stem[:50]}-{key[:16]}"
     read = partial(read_files, path.name, files, content, naming)
     meta = json.loads((build_once(place, read) / META).read_text(encoding="utf-8"))
     return Source(path.stem, meta["kind"], lambda: digest, lambda: _stored(build_once(place, read), naming))

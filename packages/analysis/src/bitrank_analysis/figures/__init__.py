@@ -21,6 +21,7 @@ from bitrank_analysis.figures.recovery import recovery
 from bitrank_analysis.figures.run_maps import map_figures, run_maps
 from bitrank_analysis.figures.save import bare_spec, pdf, save, spec
 from bitrank_analysis.figures.theme import PAGE, Figure, config, style
+from bitrank_analysis.files import name_of
 
 FIGURES: dict[str, Callable[[Evidence], Figure]] = {
     "forest": forest,
@@ -50,7 +51,13 @@ def draw_all(evidence: Evidence) -> tuple[list[Figure], dict[str, str]]:
             refused[name] = str(error)
         else:
             drawn.append(
-                Figure(f"{figure.name}-{evidence.task}", figure.title, figure.chart, figure.note, figure.wide)
+                Figure(
+                    name_of(figure.name, evidence.task),
+                    figure.title,
+                    figure.chart,
+                    figure.note,
+                    figure.wide,
+                )
             )
     return drawn, refused
 

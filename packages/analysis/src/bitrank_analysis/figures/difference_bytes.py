@@ -11,6 +11,7 @@ import pandas as pd
 from bitrank_analysis import phrasing
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.figures.theme import WIDE, Figure, colour, shape
+from bitrank_analysis.files import name_of
 from bitrank_analysis.metrics import metric_of
 
 LayeredChart = alt.LayerChart | alt.FacetChart  # what altair's `layer(…).properties(…)` may return
@@ -50,7 +51,9 @@ def difference_bytes(frame: pd.DataFrame, task: str) -> Figure:
             _along_bytes(rows, list(pairs["budget"]), metric),
             "arms of one budget are side by side.",
         )
-    return Figure(f"difference-bytes-{task}", "Planners at equal bytes", chart, note + remark, wide=True)
+    return Figure(
+        name_of("difference-bytes", task), "Planners at equal bytes", chart, note + remark, wide=True
+    )
 
 
 def _along_bytes(rows: pd.DataFrame, budgets: list[float], metric: str) -> LayeredChart:

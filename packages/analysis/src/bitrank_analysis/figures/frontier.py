@@ -15,6 +15,7 @@ from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.evidence import Evidence
 from bitrank_analysis.figures.budget_curve import curve_title
 from bitrank_analysis.figures.theme import COLUMN, STYLE, Figure, colour, shape
+from bitrank_analysis.files import name_of
 
 _BEYOND = 1.25  # largest drawn arm, in sizes of the largest planned budget: 16 bits would squeeze the curve
 _HEIGHT = 170  # pixels of each panel
@@ -43,7 +44,7 @@ def budget_frontier(evidence: Evidence, curves: Sequence[BudgetCurve]) -> Figure
         "training to that of the 16-bit model; below, test loss of the arms after training, means over "
         f"seeds. Nats in both, on axes of their own.{_left_out(outside)}"
     )
-    return Figure(f"frontier-{evidence.task}", _title(predicted, measured), chart, note)
+    return Figure(name_of("frontier", evidence.task), _title(predicted, measured), chart, note)
 
 
 def _predicted(curves: Sequence[BudgetCurve]) -> pd.DataFrame:

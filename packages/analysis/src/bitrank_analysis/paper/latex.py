@@ -34,6 +34,8 @@ class Source(str):
     """LaTeX source in a cell of a table, which is not escaped."""
 
 
+# Letters below U+0180 that the encoding T1 lacks: they stop the build.
+_NOT_IN_T1 = frozenset("ĦħĸĿŀŉŦŧſ")
 _KEY = re.compile(r"[A-Za-z0-9_./ +-]+")
 _MORE = {
     "'": "'",
@@ -62,7 +64,8 @@ def escape(text: str) -> str:
 
 def _letter(letter: str) -> str:
     known = _MORE.get(letter) or latex_escape(letter)
-    if known != letter or letter.isascii() or (letter.isalpha() and ord(letter) < 0x180):
+    in_fonts = letter.isalpha() and ord(letter) < 0x180 and letter not in _NOT_IN_T1
+    if known != letter or (letter.isascii() and letter.isprintable()) or in_fonts:
         # escape() splits "--"; the en dash of the escape table must survive that.
         return r"\textendash{}" if known == "--" else known
     return rf"\texttt{{U+{ord(letter):04X}}}"

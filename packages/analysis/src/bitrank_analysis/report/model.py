@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from bitrank_analysis import phrasing
 from bitrank_analysis.evidence import Evidence
 from bitrank_analysis.figures import Figure
+from bitrank_analysis.files import name_of
 from bitrank_analysis.report import facts
 from bitrank_analysis.report.side_by_side import SideBySide
 from bitrank_analysis.tables import Table
@@ -30,7 +31,8 @@ class Section:
 
     def table(self, name: str) -> Table | None:
         """The task's table ``name``, None if it has no rows."""
-        return next((table for table in self.tables if table.name == f"{name}-{self.evidence.task}"), None)
+        wanted = name_of(name, self.evidence.task)
+        return next((table for table in self.tables if table.name == wanted), None)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bitrank_analysis.one_line import markdown_cell, one_line
 from bitrank_analysis.report.model import Report, Section
 from bitrank_analysis.report.side_by_side import SideBySide
 
@@ -11,12 +12,12 @@ def plain(report: Report) -> str:
     parts = [
         f"# {report.experiment}",
         *([report.notice] if report.notice else []),
-        "\n\n".join(report.verdict),
+        "\n\n".join(map(one_line, report.verdict)),
     ]
     parts += [_section(section) for section in report.sections]
     parts.append(
         "## Runs\n\n"
-        + "\n".join(f"- {run.name}: {run.quality}, {run.seconds} s, {run.address}" for run in report.runs)
+        + _bullets([f"{run.name}: {run.quality}, {run.seconds} s, {run.address}" for run in report.runs])
     )
     parts.append("## Not run\n\n" + (_bullets(report.not_run) or "Every cell of the grid has a result."))
     if report.gaps:
@@ -28,8 +29,11 @@ def plain(report: Report) -> str:
 
 
 def _section(section: Section) -> str:
-    parts = [f"## {section.evidence.task}", *([_bullets(section.warnings)] if section.warnings else [])]
-    parts += [f"### {table.caption}\n\n{table.markdown()}".rstrip() for table in section.tables]
+    parts = [
+        f"## {one_line(section.evidence.task)}",
+        *([_bullets(section.warnings)] if section.warnings else []),
+    ]
+    parts += [f"### {one_line(table.caption)}\n\n{table.markdown()}".rstrip() for table in section.tables]
     parts.append(
         "### Figures\n\n"
         + _bullets([f"{figure.title} (figures/{figure.name}.svg)" for figure in section.figures])
@@ -42,14 +46,9 @@ def _errors(errors: SideBySide) -> str:
     if not errors.rows:
         return errors.sentence
     rows = [errors.heads, tuple("---" for _ in errors.heads), *errors.rows]
-    lines = [" | ".join(map(_escaped, row)) for row in rows]
+    lines = [" | ".join(map(markdown_cell, row)) for row in rows]
     return errors.sentence + "\n\n" + "\n".join(f"| {line} |" for line in lines)
 
 
-def _escaped(cell: str) -> str:
-    """``cell`` on one line, with pipes escaped."""
-    return cell.replace("|", "\\|").replace("\n", " ")
-
-
 def _bullets(lines: list[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+    return "\n".join(f"- {one_line(line)}" for line in lines)
