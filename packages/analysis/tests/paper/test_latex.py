@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from bitrank_analysis import AnalysisError
 from bitrank_analysis.paper.latex import COMMANDS, definitions, escape, tabular
+from bitrank_analysis.paper.latex_floats import file_name
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,6 +51,13 @@ def test_definitions_escape_values_and_reject_invalid_keys() -> None:
     assert definitions({"a_b/B-FP/n": "1 %"}) == "\\bitrank@def{a_b/B-FP/n}{1\\,\\%}\n"
     with pytest.raises(AnalysisError, match=r"got 'task/50%/n'; rename"):
         definitions({"task/50%/n": "1"})
+
+
+def test_figures_of_different_tasks_have_different_names_that_tex_can_include() -> None:
+    assert file_name("forest", "movie_sentences") == "forest-movie-sentences.pdf"
+    names = {file_name("forest", task) for task in ("a_b", "a-b", "a.b", "a b", "文" * 80, "文" * 80 + "a")}
+    assert len(names) == 6 and all(len(name.encode()) <= 234 for name in names)
+    assert not set("".join(names)) & set(" _%#{}\\")
 
 
 def test_tabular_gives_the_expected_latex() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from bitrank_analysis import phrasing
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.evidence import Evidence
 from bitrank_analysis.figures import FIGURES, Figure, pdf
-from bitrank_analysis.files import write_atomically
+from bitrank_analysis.files import name_of, write_atomically
 from bitrank_analysis.paper.latex import escape
 
 # Figures side by side in the text, and alone at full width in an appendix.
@@ -26,14 +28,17 @@ def draw(evidence: Sequence[Evidence], name: str, folder: Path) -> list[tuple[Ev
         except AnalysisError:
             continue  # the report gives the reason; the paper omits the float
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / file_name(name, task), pdf(figure))
+        write_atomically(folder / file_name(name, task.task), pdf(figure))
         drawn.append((task, figure))
     return drawn
 
 
-def file_name(name: str, task: Evidence) -> str:
-    """A file name that TeX can include."""
-    return f"{name}-{''.join(letter if letter.isalnum() else '-' for letter in task.task)}.pdf"
+def file_name(name: str, task: str) -> str:
+    """A file name that TeX can include; a hash tells tasks apart that differ only in other characters."""
+    letters = "".join(letter if letter.isalnum() else "-" for letter in task)
+    if letters != task.replace("_", "-") or "-" in task:
+        letters += f"-{hashlib.sha256(os.fsencode(task)).hexdigest()[:8]}"
+    return f"{name_of(name, letters)}.pdf"
 
 
 def paired(name: str, drawn: Sequence[tuple[Evidence, Figure]]) -> str:
@@ -61,7 +66,7 @@ def _floats(kind: str, short: str, name: str, made: Sequence[tuple[Evidence, str
     """Floats from (task, body, caption), after a sentence that references all; "" without any."""
     sentences, set_ = [], []
     for task, body, caption in made:
-        label = f"{short}:{file_name(name, task).removesuffix('.pdf')}"
+        label = f"{short}:{file_name(name, task.task).removesuffix('.pdf')}"
         sentences.append(rf"{kind.capitalize()}~\ref{{{label}}}")
         head = rf"\caption{{{escape(caption)}}}\label{{{label}}}"
         order = [head, body] if kind == "table" else [body, head]
@@ -89,4 +94,4 @@ def _panel(name: str, task: Evidence, figure: Figure, width: str) -> str:
 
 def _graphic(name: str, task: Evidence) -> str:
     size = r"width=\linewidth,height=0.8\textheight,keepaspectratio"
-    return rf"\includegraphics[{size}]{{generated/figures/{file_name(name, task)}}}"
+    return rf"\includegraphics[{size}]{{generated/figures/{file_name(name, task.task)}}}"

@@ -13,6 +13,7 @@ from bitrank_analysis.figures import pdf
 from bitrank_analysis.figures.difference_bytes import budget_endings, difference_bytes
 from bitrank_analysis.files import write_atomically
 from bitrank_analysis.paper.latex import tabular
+from bitrank_analysis.paper.latex_floats import file_name
 from bitrank_analysis.statistics.verdicts import ALIKE, AS_GOOD, BETTER, DIFFERS, UNRESOLVED, WORSE
 
 Frames = Mapping[str, pd.DataFrame]  # by task, as arms_table makes them
@@ -119,8 +120,8 @@ def draw_planners(frames: Frames, folder: Path) -> list[str]:
     """Write ``planners-<task>.pdf`` for every task with a comparison; returns the file names."""
     names = []
     for task, frame in frames.items():
-        letters = "".join(letter if letter.isalnum() else "-" for letter in task)
+        name = file_name("planners", task)
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / f"planners-{letters}.pdf", pdf(difference_bytes(frame, task)))
-        names.append(f"planners-{letters}.pdf")
+        write_atomically(folder / name, pdf(difference_bytes(frame, task)))
+        names.append(name)
     return names
