@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import sqlite3
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 from bitrank.errors import UserError
 from bitrank.tracking.mlflow_tracker import Tracker
-from bitrank.tracking.sqlite_store import has_store
+from bitrank.tracking.sqlite_store import has_store, migrate
 from bitrank.tracking.store import open_store
 
 
@@ -147,6 +149,86 @@ def test_a_failed_migration_does_not_change_the_store(
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         assert database.execute("SELECT version_num FROM alembic_version").fetchone() == (older,)
         assert database.execute("SELECT count(*) FROM metrics").fetchone() == (0,)
+
+
+def _with_runs(folder: Path, count: int) -> str:
+    """Make a store of the schema before the newest with ``count`` runs; returns its revision."""
+    client = open_store(str(folder))
+    experiment = client.create_experiment("bitrank-smoke")
+    for _ in range(count):
+        client.create_run(experiment)
+    return _downgrade(folder / "mlflow.db")
+
+
+@contextmanager
+def _file_size_limit() -> Iterator[Callable[[], None]]:
+    """Yield a function from whose call on no file may grow above 200 kB, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def _count_runs(path: Path) -> int:
+    with closing(sqlite3.connect(path)) as database:
+        return int(database.execute("SELECT count(*) FROM runs").fetchone()[0])
+
+
+def test_a_store_whose_backup_cannot_be_written_keeps_its_runs(tmp_path: Path) -> None:
+    older = _with_runs(tmp_path, 3)
+    with (
+        _file_size_limit() as start,
+        pytest.raises(UserError, match=r"backup before the migration cannot be .*; it is unchanged; make"),
+    ):
+        start()
+        migrate(tmp_path / "mlflow.db", f"sqlite:///{tmp_path}/mlflow.db")
+    assert _count_runs(tmp_path / "mlflow.db") == 3
+    assert not list(tmp_path.glob(f"*schema-{older}*")) and not list(tmp_path.glob(".*"))
+
+
+def test_a_store_that_cannot_be_put_back_is_not_called_unchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = _with_runs(tmp_path, 2)
+    path = tmp_path / "mlflow.db"
+    with _file_size_limit() as start:
+
+        def break_off(uri: str) -> None:
+            with closing(sqlite3.connect(path)) as database:
+                database.execute("DELETE FROM runs")
+                database.commit()
+            start()
+            raise sqlite3.OperationalError("no such column")
+
+        monkeypatch.setattr("bitrank.tracking.sqlite_store._upgrade", break_off)
+        with pytest.raises(UserError) as error:
+            migrate(path, f"sqlite:///{path}")
+    backup = tmp_path / f"mlflow.db.schema-{older}"
+    assert "unchanged" not in str(error.value) and f"the runs are in {backup}" in str(error.value)
+    assert _count_runs(backup) == 2
+    monkeypatch.setattr("bitrank.tracking.sqlite_store._upgrade", lambda uri: None)
+    migrate(path, f"sqlite:///{path}")
+    assert _count_runs(backup) == 2, "a later backup has another name"
+
+
+@pytest.mark.parametrize("cause", [sqlite3.OperationalError("no such column"), KeyboardInterrupt()])
+def test_a_migration_that_breaks_off_restores_the_runs_and_leaves_no_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: BaseException
+) -> None:
+    _with_runs(tmp_path, 2)
+
+    def break_off(uri: str) -> None:
+        with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+            database.execute("DELETE FROM runs")
+            database.commit()
+        raise cause
+
+    monkeypatch.setattr("bitrank.tracking.sqlite_store._upgrade", break_off)
+    with pytest.raises((UserError, KeyboardInterrupt)):
+        migrate(tmp_path / "mlflow.db", f"sqlite:///{tmp_path}/mlflow.db")
+    assert _count_runs(tmp_path / "mlflow.db") == 2
+    assert not list(tmp_path.glob("*schema*"))
 
 
 def test_an_experiment_that_another_process_creates_at_the_same_time_is_shared(

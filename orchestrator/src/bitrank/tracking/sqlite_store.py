@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -143,9 +144,8 @@ def make_store(path: Path, create: Callable[[Path], None]) -> None:
         temporary.replace(path)
         flush(path.parent)
     finally:
-        for ending in _ENDINGS:
-            with contextlib.suppress(OSError):
-                temporary.with_name(temporary.name + ending).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            _remove(temporary)
 
 
 def _move_incomplete(path: Path) -> None:
@@ -160,8 +160,8 @@ def _move_incomplete(path: Path) -> None:
 def migrate(path: Path, uri: str) -> None:
     """Migrate a store of an older MLflow to the installed schema, after a backup. Hold the store's lock.
 
-    Raises :class:`UserError`, and leaves the store unchanged, if a newer MLflow wrote it or the migration
-    fails.
+    Raises :class:`UserError` if a newer MLflow wrote it, or the backup or the migration fails. The store is
+    then unchanged; if that is impossible, the message names the backup.
     """
     from mlflow.version import VERSION
 
@@ -175,21 +175,83 @@ def migrate(path: Path, uri: str) -> None:
             f"{path} was written by another MLflow than {VERSION}, which does not know its schema {row[0]}; "
             f"install a newer MLflow, or {_GIVE_ANOTHER}"
         )
-    backup = path.with_name(f"{path.name}.schema-{row[0]}")
+    backup = _back_up(path, row[0])
+    print(
+        f"bitrank: {path} is of an older MLflow; migrating it, with a backup in {backup}",
+        file=sys.stderr,
+    )
     try:
-        with closing(sqlite3.connect(path)) as old, closing(sqlite3.connect(backup)) as copy:
-            old.backup(copy)
-        print(
-            f"bitrank: {path} is of an older MLflow; migrating it, with a backup in {backup}",
-            file=sys.stderr,
-        )
         _upgrade(uri)
-    except Exception as error:  # SQLAlchemy, Alembic and SQLite raise their own exceptions
-        _restore(backup, path)
-        reason = disk_problem(error) or str(error).splitlines()[0][:200]
+    except BaseException as error:  # SQLAlchemy, Alembic and SQLite raise their own; Ctrl-C restores too
+        state = _restore(backup, path)
+        if not isinstance(error, Exception):
+            print(f"bitrank: the migration of {path} was interrupted; {state}", file=sys.stderr)
+            raise
         raise UserError(
-            f"{path} is of an older MLflow and cannot be migrated: {reason}; it is unchanged; {_GIVE_ANOTHER}"
+            f"{path} is of an older MLflow and cannot be migrated: {_reason(error)}; {state}; {_GIVE_ANOTHER}"
         ) from error
+
+
+def _back_up(path: Path, revision: str) -> Path:
+    """Copy the store to a new file beside it, which has its name only when it is complete.
+
+    An earlier backup is kept: it may be the only copy of the runs. Raises :class:`UserError` if the copy
+    cannot be written.
+    """
+    from bitrank_data import flush
+
+    backup = path.with_name(f"{path.name}.schema-{revision}")
+    for number in count(2):
+        if not backup.exists():
+            break
+        backup = path.with_name(f"{path.name}.schema-{revision}.{number}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        _remove(temporary)
+        _copy(path, temporary)
+        flush(temporary)
+        temporary.replace(backup)
+        flush(path.parent)
+    except (OSError, sqlite3.Error) as error:
+        raise UserError(
+            f"{path} is of an older MLflow, and its backup before the migration cannot be written: "
+            f"{_reason(error)}; it is unchanged; make space for a second copy of it, or {_GIVE_ANOTHER}"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            _remove(temporary)
+    return backup
+
+
+def _restore(backup: Path, path: Path) -> str:
+    """Copy ``backup`` over ``path`` and remove it; returns what is true of ``path`` then, in one clause."""
+    try:
+        _copy(backup, path)
+    except sqlite3.Error as error:
+        return (
+            f"it may be changed in part, and putting its backup back failed too: {_reason(error)}; the runs "
+            f"are in {backup}: move {path.name}, {path.name}-wal and {path.name}-shm away, and rename the "
+            f"backup to {path.name}"
+        )
+    with contextlib.suppress(OSError):
+        backup.unlink()  # otherwise every attempt would leave a copy
+    return "it is unchanged"
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Make ``target`` a copy of the SQLite file ``source``, in one transaction."""
+    with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
+        old.backup(new)
+
+
+def _remove(path: Path) -> None:
+    """Remove the SQLite file ``path`` and the files that belong to it."""
+    for ending in _ENDINGS:
+        path.with_name(path.name + ending).unlink(missing_ok=True)
+
+
+def _reason(error: Exception) -> str:
+    return disk_problem(error) or (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _revisions() -> ScriptDirectory:
@@ -207,12 +269,3 @@ def _upgrade(uri: str) -> None:
         _upgrade_db(engine)
     finally:
         engine.dispose()
-
-
-def _restore(backup: Path, path: Path) -> None:
-    with (
-        contextlib.suppress(sqlite3.Error),
-        closing(sqlite3.connect(backup)) as copy,
-        closing(sqlite3.connect(path)) as broken,
-    ):
-        copy.backup(broken)
