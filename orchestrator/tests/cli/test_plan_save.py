@@ -37,6 +37,30 @@ def test_a_plan_that_cannot_be_saved_or_trained_is_refused_before_anything_is_me
     assert [path.name for path in place.iterdir()] == ["taken"]
 
 
+@pytest.mark.parametrize(
+    ("taken", "content"),
+    [
+        ("thesis.html", "<p>mine</p>"),
+        ("thesis.json", '{"model_type": "bert"}'),
+        ("thesis.json", "text,label"),
+    ],
+)
+def test_a_file_of_something_else_is_not_replaced_by_a_plan(
+    capsys: Any, place: Path, taken: str, content: str
+) -> None:
+    (place / taken).write_text(content)
+    assert main([*PLAN, "--budget", "9bits", "--save", "thesis.json"]) == 2
+    assert f"got {taken}, which is something else and would be replaced" in capsys.readouterr().err
+    assert [(path.name, path.read_text()) for path in place.iterdir()] == [(taken, content)]
+
+
+def test_an_earlier_plan_and_its_page_are_replaced(place: Path) -> None:
+    for budget in ("9bits", "12bits"):
+        assert main([*PLAN, "--budget", budget, "--save", "plan.json"]) == 0
+    assert json.loads((place / "plan.json").read_text())["planner"]
+    assert {path.name for path in place.iterdir()} == {"plan.json", "plan.html"}
+
+
 def test_the_list_of_matrices_is_that_of_one_plan(capsys: Any, place: Path) -> None:
     assert main([*PLAN, "--budgets", "9bits,12bits", "--matrices"]) == 2
     assert "--matrices lists the matrices of one plan: give --budget" in capsys.readouterr().err

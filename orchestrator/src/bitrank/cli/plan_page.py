@@ -19,11 +19,17 @@ if TYPE_CHECKING:  # imports torch and pandas
     from bitrank.planning.curve import Curve
 
 _SUFFIX = ".html"
+_MARK = '<p class="kicker">bitrank plan</p>'  # of the template
 
 
 def page_path(plan: Path) -> Path:
     """The page beside the file ``plan``; never ``plan`` itself."""
     return plan.with_name(plan_stem(plan) + _SUFFIX)
+
+
+def is_plan_page(path: Path) -> bool:
+    """Whether the file at ``path`` is a page that :func:`save_plan_page` wrote."""
+    return _MARK in path.read_text(encoding="utf-8", errors="replace")
 
 
 def save_plan_page(path: Path, model: str, plan: Plan, sizes: Sizes, facts: Mapping[str, str]) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from bitrank_data import write_atomically
 
+from bitrank.cli.plan_page import is_plan_page, page_path
 from bitrank.errors import UserError
 from bitrank.spec.make_spec import name_of_plan
 
 
 def check_plan_file(path: Path) -> None:
-    """Raise :class:`UserError` if ``path`` cannot be written, or has a name that no run can use."""
+    """Raise :class:`UserError` if ``path`` cannot be written, or has a name that no run can use.
+
+    So does a file at ``path``, or at that of its page, which is not an earlier plan or page.
+    """
     if path.is_dir():
         raise UserError(
             f"cannot write the plan to {path}: it is a folder; give a file with --save, such as "
@@ -19,11 +24,25 @@ def check_plan_file(path: Path) -> None:
         )
     name_of_plan(path)
     try:
+        for place, is_earlier in ((path, _is_plan), (page_path(path), is_plan_page)):
+            if place.exists() and place.stat().st_size and not is_earlier(place):
+                raise UserError(
+                    f"expected a new file or an earlier plan for --save, got {place}, which is something else "
+                    "and would be replaced; give another name"
+                )
         _check_writable(path)
     except OSError as error:
         raise UserError(
             f"cannot write the plan to {path}: {error.strerror}; give another path with --save"
         ) from error
+
+
+def _is_plan(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(content, dict) and not content.keys().isdisjoint(("precision", "ranks"))
 
 
 def make_plans_folder(folder: Path) -> None:
