@@ -71,12 +71,13 @@ def test_ids_of_the_page_are_unique_and_its_links_lead_to_files_of_any_task(
 
 
 def test_files_of_an_earlier_report_are_removed(maker: Any, tmp_path: Path) -> None:
-    add_study(maker, arms=("B-FP",), tasks=("wiki",))
-    (tmp_path / "out/figures").mkdir(parents=True)
-    (tmp_path / "out/figures/old.svg").write_text("old")
+    maker.classifier("B-FP", [True, False] * 10)
+    write_report(str(tmp_path), tmp_path / "out", "bitrank-test")
+    old = list((tmp_path / "out").rglob("*-movies.*"))
     (tmp_path / "out/mine.txt").write_text("kept")
-    write_report(str(tmp_path), tmp_path / "out")
-    assert not (tmp_path / "out/figures/old.svg").exists()
+    maker.classifier("B-FP", [True, False] * 10, task="films", experiment="later")
+    write_report(str(tmp_path), tmp_path / "out", "later")
+    assert old and not any(path.exists() for path in old)
     assert (tmp_path / "out/mine.txt").read_text() == "kept"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import duckdb
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.evidence import ORDER, Evidence, gather
 from bitrank_analysis.files import write_atomically
+from bitrank_analysis.outputs import build_into
 from bitrank_analysis.paper import latex_floats
 from bitrank_analysis.paper import tables as paper_tables
 from bitrank_analysis.paper.claims import answer, claims, headline, planned_answer
@@ -47,6 +47,8 @@ def write_paper(
 ) -> Path:
     """Write the inputs of the paper into ``out_folder``, replacing earlier ones; return the folder.
 
+    Other files are neither replaced nor removed. A failed build leaves the earlier one as it was.
+
     ``macros.tex`` defines every number by name. ``abstract.tex``, ``claims.tex`` and ``answer.tex`` hold
     sentences; ``table-*.tex``, ``figure-*.tex`` and ``appendix-*.tex`` hold tables and figures. ``figures/``
     holds PDFs and ``tables/`` the tables as CSV. ``configs`` are the arms of the study.
@@ -54,7 +56,8 @@ def write_paper(
     ``published`` are those of studies whose findings complete the table of published claims.
     ``rivals`` is a folder with comparisons of allocations with those of other tools.
     ``store`` is the URI of a store, or what :func:`~bitrank_analysis.open_store` returned.
-    Raises :class:`AnalysisError` if no config has finished, or a folder cannot be read or written.
+    Raises :class:`AnalysisError` if no config has finished, a folder cannot be read or written, or
+    ``out_folder`` has files of something else with these names or the ending ``.tex``.
     """
     database = open_store(store) if isinstance(store, str) else store
     study = select(with_readable_runs(load_study(database, experiment)), configs)
@@ -62,24 +65,25 @@ def write_paper(
     compared, findings, others = read_planners(planners), read_published(published), read_rivals(rivals)
     folder = Path(out_folder)
     try:
-        _empty_folder(folder)
-        texts = {
-            **_texts(study, evidence),
-            "table-hypotheses": paper_tables.hypotheses_table(evidence),
-            "table-published": published_table(evidence, findings),
-            "published-note": STUDIES_NOTE if findings else "",
-            "table-rivals": rivals_table(others),
-            "rivals": sentences(rivals_sentences(others)),
-            **_figures(evidence, folder / "figures"),
-            **_planners(compared, folder / "figures"),
-        }
-        present = {name: text for name, text in texts.items() if text}
-        for name, text in present.items():
-            write_atomically(folder / f"{name}.tex", NOTICE + text)
-        write_atomically(folder / "macros.tex", _macros(study, evidence, present))
-        for table in (table for task in evidence for table in tables(task)):
-            (folder / "tables").mkdir(exist_ok=True)
-            write_atomically(folder / "tables" / f"{table.name}.csv", table.csv())
+        earlier, is_older = _earlier(folder)
+        with build_into(folder, "paper", lambda _: is_older, also_earlier=earlier) as making:
+            texts = {
+                **_texts(study, evidence),
+                "table-hypotheses": paper_tables.hypotheses_table(evidence),
+                "table-published": published_table(evidence, findings),
+                "published-note": STUDIES_NOTE if findings else "",
+                "table-rivals": rivals_table(others),
+                "rivals": sentences(rivals_sentences(others)),
+                **_figures(evidence, making / "figures"),
+                **_planners(compared, making / "figures"),
+            }
+            present = {name: text for name, text in texts.items() if text}
+            for name, text in present.items():
+                write_atomically(making / f"{name}.tex", NOTICE + text)
+            write_atomically(making / "macros.tex", _macros(study, evidence, present))
+            for table in (table for task in evidence for table in tables(task)):
+                (making / "tables").mkdir(exist_ok=True)
+                write_atomically(making / "tables" / f"{table.name}.csv", table.csv())
     except OSError as error:
         raise AnalysisError(
             f"expected a folder to write the paper's inputs to, got {folder}: {error.strerror}; give another"
@@ -87,20 +91,20 @@ def write_paper(
     return folder
 
 
-def _empty_folder(folder: Path) -> None:
-    """Create the folder and remove the files of an earlier build, so that no figure outlives its task.
+def _earlier(folder: Path) -> tuple[list[str], bool]:
+    """The ``.tex`` files of an earlier build in ``folder``, and whether it has the values of one.
 
     Raises :class:`AnalysisError` for a ``.tex`` file that this module did not write.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("figures", "tables"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for path in folder.glob("*.tex"):
-        if not path.read_text(encoding="utf-8").startswith(NOTICE):
+    found = sorted(folder.glob("*.tex"))
+    mark = NOTICE.rstrip("\n").encode()
+    for path in found:
+        if not path.read_bytes().startswith(mark):
             raise AnalysisError(
                 f"{path} was not written by `bitrank paper`; move it away, or give another folder"
             )
-        path.unlink()
+    names = [path.name for path in found]
+    return names, "macros.tex" in names
 
 
 def _macros(study: Study, evidence: Sequence[Evidence], present: dict[str, str]) -> str:

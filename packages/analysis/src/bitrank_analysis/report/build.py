@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +10,10 @@ from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.evidence import Evidence, gather
 from bitrank_analysis.figures import Figure, budget_frontier, draw_all, save
 from bitrank_analysis.files import write_atomically
+from bitrank_analysis.outputs import build_into
 from bitrank_analysis.readable import with_readable_runs
 from bitrank_analysis.report import facts
+from bitrank_analysis.report.earlier import of_older_report
 from bitrank_analysis.report.model import Report, Section
 from bitrank_analysis.report.side_by_side import side_by_side
 from bitrank_analysis.report.verdict import verdict
@@ -43,22 +44,23 @@ def write_report(
 def write(report: Report, out_folder: Path | str) -> Path:
     """Write ``report.html report.md figures/ tables/`` into ``out_folder``; returns the path of the page.
 
-    Figures and tables of an earlier report in the folder are deleted. Raises :class:`AnalysisError` if the
-    folder is not writable.
+    An earlier report in the folder is replaced; other files are neither replaced nor removed, and a failed
+    build leaves the earlier report as it was. Raises :class:`AnalysisError` if the folder is not writable, or
+    has files of something else with these names.
     """
     from bitrank_analysis.report.page import page
     from bitrank_analysis.report.plain import plain
 
     folder = Path(out_folder)
     try:
-        _empty_folder(folder)
-        for section in report.sections:
-            for figure in section.figures:
-                save(figure, folder / "figures")
-            for table in section.tables:
-                table.save(folder / "tables")
-        write_atomically(folder / "report.md", plain(report))
-        write_atomically(folder / "report.html", page(report))
+        with build_into(folder, "report", of_older_report(folder, report.experiment)) as making:
+            for section in report.sections:
+                for figure in section.figures:
+                    save(figure, making / "figures")
+                for table in section.tables:
+                    table.save(making / "tables")
+            write_atomically(making / "report.md", plain(report))
+            write_atomically(making / "report.html", page(report))
     except OSError as error:
         raise AnalysisError(
             f"expected a folder to write the report to, got {folder}: {error.strerror}; choose another"
@@ -103,10 +105,3 @@ def _frontier(task: Evidence, curves: Sequence[BudgetCurve]) -> list[Figure]:
     """The frontier of budgets of ``task``; empty without a curve for the model of its runs."""
     fitting = [curve for curve in curves if curve.is_of(task.task, list(task.runs["model"]))]
     return [budget_frontier(task, fitting)] if fitting else []
-
-
-def _empty_folder(folder: Path) -> None:
-    """Create the folder; delete earlier figures and tables, which may belong to tasks no longer reported."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("figures", "tables"):
-        shutil.rmtree(folder / name, ignore_errors=True)

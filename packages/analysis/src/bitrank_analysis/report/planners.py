@@ -16,9 +16,11 @@ from bitrank_analysis.figures import save
 from bitrank_analysis.figures.difference_bytes import difference_bytes
 from bitrank_analysis.files import write_atomically
 from bitrank_analysis.metrics import metric_of
+from bitrank_analysis.outputs import build_into
 from bitrank_analysis.planning_costs import Planning, read_planning
 from bitrank_analysis.published import Setting, findings_on_claims
 from bitrank_analysis.readable import with_readable_runs
+from bitrank_analysis.report.earlier import of_older_report
 from bitrank_analysis.statistics import arms as quality_of_arms
 from bitrank_analysis.statistics.compare import compare
 from bitrank_analysis.statistics.examples import load_arms
@@ -43,20 +45,21 @@ def planners_report(
     ``costs`` are the JSON files that `bitrank study` writes, one for each part of the study
     (:mod:`~bitrank_analysis.planning_costs`); ``artifacts`` is that of :func:`~bitrank_analysis.open_store`.
     Raises :class:`~bitrank_analysis.errors.AnalysisError` as :func:`load_study` and :func:`read_planning` do,
-    and if the folder cannot be written.
+    and if the folder cannot be written, or has files of something else with these names.
     """
     planning = read_planning(costs)
     loaded = with_readable_runs(load_study(open_store(store, artifacts), experiment, planning.rates))
     study, others = _planned(loaded, planning)
     text = "\n\n".join([f"# {study.experiment}", *study.notes, *others])
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        finished = set(study.runs["task"])
-        absent = {row["task"] for row in planning.left_out}
-        for task in sorted(finished | absent | set(planning.costs["task"])):
-            of_task = _of_task if task in finished else _without_runs
-            text += "\n\n" + "\n\n".join(of_task(study, task, planning, folder))
-        write_atomically(folder / "report.md", text + "\n")
+        is_older = of_older_report(folder, study.experiment)
+        with build_into(folder, "report of a study", is_older, removes=False) as making:
+            finished = set(study.runs["task"])
+            absent = {row["task"] for row in planning.left_out}
+            for task in sorted(finished | absent | set(planning.costs["task"])):
+                of_task = _of_task if task in finished else _without_runs
+                text += "\n\n" + "\n\n".join(of_task(study, task, planning, making))
+            write_atomically(making / "report.md", text + "\n")
     except OSError as error:
         raise AnalysisError(
             f"expected a folder to write the report to, got {folder}: {error.strerror}; give another"
