@@ -220,3 +220,43 @@ def test_folder_with_other_files_is_not_overwritten(maker: Any, tmp_path: Path) 
     (tmp_path / "mine" / "thesis.txt").write_text("")
     with pytest.raises(AnalysisError, match="give an empty or new folder"):
         write_bundle(str(maker.folder), tmp_path / "mine")
+
+
+def test_a_bundle_stays_until_the_new_one_is_complete(
+    maker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maker.classifier("B-FP", [True, False])
+    bundle = write_bundle(str(maker.folder), tmp_path / "evidence")
+    before = contents(bundle)
+    written: list[Path] = []
+
+    def full(path: Path, rows: Any) -> str:
+        written.append(path)
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+        path.write_bytes(b"new")
+        return ""
+
+    monkeypatch.setattr("bitrank_analysis.make_bundle._write", full)
+    with pytest.raises(AnalysisError, match="No space left on device"):
+        write_bundle(str(maker.folder), bundle)
+    assert contents(bundle) == before and len(load_study(open_store(str(bundle))).runs) == 1
+
+
+def test_a_bundle_may_be_joined_into_the_folder_of_one_of_its_parts(maker: Any, tmp_path: Path) -> None:
+    maker.classifier("B-FP", [True, False])
+    part = write_bundle(str(maker.folder), tmp_path / "part1")
+    maker.classifier("B-Q4", [True, False])
+    whole = contents(write_bundle([str(part), str(maker.folder)], tmp_path / "whole"))
+    assert contents(write_bundle([str(part), str(maker.folder)], part)) == whole
+    assert set(load_study(open_store(str(part))).runs["config"]) == {"B-FP", "B-Q4"}
+
+
+def test_parquet_files_of_somebody_else_are_not_removed(maker: Any, tmp_path: Path) -> None:
+    maker.classifier("B-FP", [True, False])
+    bundle = write_bundle(str(maker.folder), tmp_path / "evidence")
+    (bundle / "mine.parquet").write_bytes(b"mine")
+    before = contents(bundle)
+    with pytest.raises(AnalysisError, match=r"got mine\.parquet, which evidence\.json does not name; move"):
+        write_bundle(str(maker.folder), bundle)
+    assert contents(bundle) == before

@@ -30,6 +30,15 @@ def is_bundle(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
+def listed_files(folder: Path) -> set[str]:
+    """The Parquet files that the bundle in ``folder`` names; none without a readable manifest."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return {name for name in files if Path(name).name == name and name.endswith(".parquet")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
 def digest_of(files: Mapping[str, str]) -> str:
     """The digest of a bundle whose files have these SHA-256 digests by name."""
     text = json.dumps(dict(sorted(files.items())), separators=(",", ":"))

@@ -24,11 +24,12 @@ from bitrank_analysis.artifacts import (
     read_predictions,
     sql_list,
 )
-from bitrank_analysis.bundle import MANIFEST, VERSION, digest_of, is_bundle
+from bitrank_analysis.bundle import MANIFEST, VERSION, digest_of, is_bundle, listed_files
 from bitrank_analysis.errors import AnalysisError, masked, masked_uri
 from bitrank_analysis.files import write_atomically
 from bitrank_analysis.join_bundles import by_columns, different_versions, joined, sorted_rows
 from bitrank_analysis.local_paths import without_addresses, without_paths
+from bitrank_analysis.outputs import UNFINISHED, move_files, remove_files, temporary_folder
 from bitrank_analysis.readable import without_predictions
 from bitrank_analysis.store import open_store
 from bitrank_analysis.study import Study, load_study
@@ -59,9 +60,10 @@ def write_bundle(
     Several ``stores`` or bundles are the parts of one experiment. The same results give the same bytes,
     however they are divided. Of a run in several parts the finished version is kept, or else the one that
     ended last; ``on_notice`` gets a sentence on runs whose versions differ. An earlier bundle in the folder
-    is replaced. ``artifacts`` is that of :func:`~bitrank_analysis.open_store`. Raises :class:`AnalysisError`
-    as :func:`~bitrank_analysis.load_study` does, if the parts are of different experiments, if no finished
-    run has readable predictions, and if the folder has other files.
+    is replaced when the new one is complete; it may be one of ``stores``. ``artifacts`` is that of
+    :func:`~bitrank_analysis.open_store`. Raises :class:`AnalysisError` as
+    :func:`~bitrank_analysis.load_study` does, if the parts are of different experiments, if no finished run
+    has readable predictions, and if the folder has files of something else.
     """
     uris = [stores] if isinstance(stores, str) else stores
     studies = {uri: load_study(open_store(uri, artifacts), experiment) for uri in uris}
@@ -80,10 +82,15 @@ def write_bundle(
     tables = joined(each_part)
     folder = Path(out_folder)
     try:
-        _empty(folder)
-        files = {f"{table}.parquet": _write(folder / f"{table}.parquet", tables[table]) for table in tables}
-        manifest = {"version": VERSION, "experiment": name, "digest": digest_of(files), "files": files}
-        write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        earlier = _earlier(folder)
+        with temporary_folder(folder) as making:
+            files = {
+                f"{table}.parquet": _write(making / f"{table}.parquet", tables[table]) for table in tables
+            }
+            manifest = {"version": VERSION, "experiment": name, "digest": digest_of(files), "files": files}
+            write_atomically(making / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+            move_files(making, folder, [*files, MANIFEST])
+        remove_files(folder, earlier - {*files, MANIFEST})
     except OSError as error:
         raise AnalysisError(
             f"expected a folder to write the bundle to, got {folder}: {error.strerror}; choose another"
@@ -112,16 +119,24 @@ def _read(study: Study) -> dict[str, pa.Table]:
     return {**_tables(database, ids), "texts": _texts(database, ids), **_predictions(database, ids)}
 
 
-def _empty(folder: Path) -> None:
-    """Create the folder, or remove the earlier bundle in it, its manifest first."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()) and not is_bundle(folder):
+def _earlier(folder: Path) -> set[str]:
+    """The files of the bundle in ``folder``, which may be absent.
+
+    Raises :class:`AnalysisError` if the folder has other files than a bundle, or Parquet files besides it.
+    """
+    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    found = {name for name in found if not name.startswith(UNFINISHED)}
+    if found and not is_bundle(folder):
         raise AnalysisError(
             f"{folder} has files of something else than a bundle; give an empty or new folder"
         )
-    (folder / MANIFEST).unlink(missing_ok=True)
-    for path in folder.glob("*.parquet"):
-        path.unlink()
+    earlier = listed_files(folder)
+    if foreign := sorted(name for name in found - earlier if name.endswith(".parquet")):
+        raise AnalysisError(
+            f"expected only the Parquet files of the bundle in {folder}, got {foreign[0]}, which "
+            f"{MANIFEST} does not name; move it away, or give an empty or new folder"
+        )
+    return earlier
 
 
 def _tables(database: duckdb.DuckDBPyConnection, ids: list[str]) -> dict[str, pa.Table]:
