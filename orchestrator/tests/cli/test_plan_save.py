@@ -54,6 +54,20 @@ def test_a_file_of_something_else_is_not_replaced_by_a_plan(
     assert [(path.name, path.read_text()) for path in place.iterdir()] == [(taken, content)]
 
 
+def test_a_figure_of_something_else_is_not_replaced_by_a_curve(capsys: Any, place: Path) -> None:
+    (place / "curve.png").write_text("mine")
+    assert main([*PLAN, "--budgets", "9bits", "--save", "."]) == 2
+    assert "expected a folder without curve.png" in capsys.readouterr().err
+    assert [(path.name, path.read_text()) for path in place.iterdir()] == [("curve.png", "mine")]
+
+
+def test_plans_of_an_earlier_curve_are_replaced(place: Path) -> None:
+    for budget in ("9bits", "12bits"):
+        assert main([*PLAN, "--budgets", budget, "--save", "curve"]) == 0
+    (point,) = json.loads((place / "curve/curve.json").read_text())["points"]
+    assert point["budget"] == "12bits"
+
+
 def test_an_earlier_plan_and_its_page_are_replaced(place: Path) -> None:
     for budget in ("9bits", "12bits"):
         assert main([*PLAN, "--budget", budget, "--save", "plan.json"]) == 0

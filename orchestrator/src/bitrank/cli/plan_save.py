@@ -11,6 +11,8 @@ from bitrank.cli.plan_page import is_plan_page, page_path
 from bitrank.errors import UserError
 from bitrank.spec.make_spec import name_of_plan
 
+_CURVE_FILES = ("curve.json", "curve.html", "curve.svg", "curve.png")
+
 
 def check_plan_file(path: Path) -> None:
     """Raise :class:`UserError` if ``path`` cannot be written, or has a name that no run can use.
@@ -27,8 +29,8 @@ def check_plan_file(path: Path) -> None:
         for place, is_earlier in ((path, _is_plan), (page_path(path), is_plan_page)):
             if place.exists() and place.stat().st_size and not is_earlier(place):
                 raise UserError(
-                    f"expected a new file or an earlier plan for --save, got {place}, which is something else "
-                    "and would be replaced; give another name"
+                    f"expected a new file or an earlier plan for --save, got {place}, which is something "
+                    "else and would be replaced; give another name"
                 )
         _check_writable(path)
     except OSError as error:
@@ -38,17 +40,31 @@ def check_plan_file(path: Path) -> None:
 
 
 def _is_plan(path: Path) -> bool:
+    return _has_any(path, "precision", "ranks")
+
+
+def _has_any(path: Path, *keys: str) -> bool:
+    """Whether the file at ``path`` is a JSON object with one of ``keys``; False without a file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (FileNotFoundError, ValueError):
         return False
-    return isinstance(content, dict) and not content.keys().isdisjoint(("precision", "ranks"))
+    return isinstance(content, dict) and not content.keys().isdisjoint(keys)
 
 
 def make_plans_folder(folder: Path) -> None:
-    """Make the folder of the plans of several budgets; raises :class:`UserError` if it cannot be written."""
+    """Make the folder of the plans of several budgets.
+
+    Raises :class:`UserError` if it cannot be written, or has files of something else with the curve's names.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        taken = [place.name for place in map(folder.joinpath, _CURVE_FILES) if place.exists()]
+        if taken and not _has_any(folder / "curve.json", "points"):
+            raise UserError(
+                f"expected a folder without {taken[0]}, or one with earlier plans, for --save, got {folder}, "
+                "where it is something else and would be replaced; give another folder"
+            )
         _check_writable(folder / "curve.json")
     except OSError as error:
         raise UserError(
