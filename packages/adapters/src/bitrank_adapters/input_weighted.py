@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bitrank_adapters.errors import AdapterError
-from bitrank_adapters.lowrank import Factors, thin_svd
+from bitrank_adapters.lowrank import Factors, in_fp64, thin_svd
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,13 @@ class InputNorm:
 
     def of(self, matrix_OI: Tensor) -> float:
         """The norm of ``matrix_OI``: the root mean square of its outputs, over all of them."""
-        exact_OI = _exact(matrix_OI)
-        return float(((exact_OI @ self.second_II.to(exact_OI)) * exact_OI).sum().clamp_min(0).sqrt())
+        exact_OI = in_fp64(matrix_OI.detach())
+        exact_II = in_fp64(self.second_II).to(exact_OI.device)
+        return float(((exact_OI @ exact_II) * exact_OI).sum().clamp_min(0).sqrt())
 
     def best(self, residual_OI: Tensor, rank: int) -> Factors:
         """Nearest matrix of ``rank`` to ``residual_OI`` in this norm."""
-        exact_OI = _exact(residual_OI)
+        exact_OI = in_fp64(residual_OI.detach())
         left_OR, _ = output_directions(exact_OI, self.second_II, rank)
         return thin_svd(left_OR, left_OR.T @ exact_OI, residual_OI.device)
 
@@ -57,7 +58,8 @@ def output_directions(matrix_OI: Tensor, second_II: Tensor, rank: int) -> tuple[
 
     From eigenvectors of the smaller of both Gram matrices: M R Mᵀ needs no root of R.
     """
-    exact_OI, exact_II = _exact(matrix_OI), _exact(second_II).to(_exact(matrix_OI).device)
+    exact_OI = in_fp64(matrix_OI.detach())
+    exact_II = in_fp64(second_II.detach()).to(exact_OI.device)
     if exact_OI.shape[0] <= exact_OI.shape[1]:
         squares_O, vectors_OO = torch.linalg.eigh(exact_OI @ exact_II @ exact_OI.T)
         left_OR = vectors_OO.flip(1)[:, :rank]
@@ -67,8 +69,3 @@ def output_directions(matrix_OI: Tensor, second_II: Tensor, rank: int) -> tuple[
     squares_I, vectors_II = torch.linalg.eigh(rooted_OI.T @ rooted_OI)
     left_OR, _ = torch.linalg.qr(rooted_OI @ vectors_II.flip(1)[:, :rank])
     return left_OR, squares_I.flip(0)[:rank].clamp_min(0).sqrt()
-
-
-def _exact(matrix: Tensor) -> Tensor:
-    """``matrix`` in fp64, on the CPU for devices without fp64."""
-    return matrix.detach().to("cpu" if matrix.device.type == "mps" else matrix.device, torch.float64)

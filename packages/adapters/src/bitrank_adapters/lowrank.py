@@ -33,15 +33,24 @@ class Factors:
         return (self.left_OR * self.values_R) @ self.right_RI
 
 
+def in_fp64(matrix: Tensor) -> Tensor:
+    """``matrix`` in fp64, on the CPU if it is on Apple's MPS, which has no fp64.
+
+    In two steps: ``to("cpu", torch.float64)`` converts on MPS before it copies, which raises or gives zeros
+    (pytorch issue 197715).
+    """
+    return (matrix.cpu() if matrix.device.type == "mps" else matrix).double()
+
+
 def best_low_rank(residual_OI: Tensor, rank: int, weights: RowColumn | None = None) -> Factors:
     """Nearest matrix of ``rank`` to ``residual_OI``, in the norm of ``weights`` (row_O, column_I).
 
     Computed from the eigenvectors of the smaller Gram matrix, for a 1536 × 576 matrix several times cheaper
     than an SVD. The eigenvectors are fp32: this mixes directions with nearly equal singular values and costs
-    less than 1e-7 of the norm that the approximation removes. The rest is fp64, on the CPU for devices
-    without fp64.
+    less than 1e-7 of the norm that the approximation removes. The rest is fp64.
     """
-    exact = residual_OI.to("cpu" if residual_OI.device.type == "mps" else residual_OI.device, torch.float64)
+    exact = in_fp64(residual_OI)
+    weights = None if weights is None else (in_fp64(weights[0]), in_fp64(weights[1]))
     if exact.shape[0] < exact.shape[1]:
         transposed = _project(exact.T, rank, None if weights is None else (weights[1], weights[0]))
         left_OR, right_RI = transposed[1].T, transposed[0].T
@@ -59,8 +68,7 @@ def reproducible_triplets(matrix_OI: Tensor, rank: int) -> Factors:
     the matrix in fp64: eigenvectors of a Gram matrix in fp32 lose values below 3e-4 of the largest, which
     gradients of classifiers have.
     """
-    place = "cpu" if matrix_OI.device.type == "mps" else matrix_OI.device
-    left_OK, values_K, right_KI = torch.linalg.svd(matrix_OI.to(place, torch.float64), full_matrices=False)
+    left_OK, values_K, right_KI = torch.linalg.svd(in_fp64(matrix_OI), full_matrices=False)
     left_OR, right_RI = left_OK[:, :rank], right_KI[:rank]
     largest_R1 = right_RI.gather(1, right_RI.abs().argmax(1, keepdim=True))
     signs_R1 = torch.where(largest_R1 < 0, -1.0, 1.0)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bitrank_adapters.errors import AdapterError
 from bitrank_adapters.input_weighted import InputNorm, output_directions
-from bitrank_adapters.lowrank import best_low_rank
+from bitrank_adapters.lowrank import best_low_rank, in_fp64
 from bitrank_adapters.part_start import Part, PartStart
 from bitrank_adapters.plans import RankPlan
 
@@ -48,7 +48,8 @@ class CordaStart(PartStart):
         self._inputs = inputs
 
     def _part(self, name: str, whole_OI: Tensor, rank: int) -> Part:
-        second_II = InputNorm(self._inputs(name)).second_II.double().to(whole_OI.device)
+        exact_OI = in_fp64(whole_OI)
+        second_II = in_fp64(InputNorm(self._inputs(name)).second_II).to(exact_OI.device)
         if len(second_II) != whole_OI.shape[1]:
             raise AdapterError(
                 f"the second moments of {name!r} are for {len(second_II)} inputs, the matrix has "
@@ -57,7 +58,7 @@ class CordaStart(PartStart):
         mean = second_II.diagonal().mean()
         scaled_II = second_II / mean if mean > 0 else torch.eye(len(second_II)).to(second_II)
         scaled_II = scaled_II + _DAMPING * torch.eye(len(scaled_II)).to(scaled_II)
-        left_OR, values_R = output_directions(whole_OI, scaled_II @ scaled_II, rank)
+        left_OR, values_R = output_directions(exact_OI, scaled_II @ scaled_II, rank)
         root_R = values_R.clamp_min(_LEAST * values_R[0]).sqrt()
-        down_RI = (left_OR.T @ whole_OI.to(left_OR)) / root_R[:, None]
+        down_RI = (left_OR.T @ exact_OI) / root_R[:, None]
         return Part((left_OR * root_R).to(whole_OI), down_RI.to(whole_OI))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bitrank_adapters.errors import AdapterError
 from bitrank_adapters.export import write_lora
-from bitrank_adapters.lowrank import thin_svd
+from bitrank_adapters.lowrank import in_fp64, thin_svd
 from bitrank_adapters.rank_hooks import FixedRanks, adapted, scale_of
 from bitrank_adapters.scales import effective_scale
 from bitrank_adapters.stored import STORED_BYTES, STORED_DTYPE, adapter_bytes, round_adapter
@@ -100,7 +100,7 @@ class ReducedRanks(FixedRanks):
         found = {}
         for name, layer in adapted(self._model):
             up_OR, down_RI = layer.lora_B[_ADAPTER].weight, layer.lora_A[_ADAPTER].weight
-            found[name] = thin_svd(up_OR.detach().double(), down_RI.detach().double(), up_OR.device)
+            found[name] = thin_svd(in_fp64(up_OR.detach()), in_fp64(down_RI.detach()), up_OR.device)
         sizes = {name: len(f.left_OR) + f.right_RI.shape[1] for name, f in found.items()}
         values = {name: effective_scale(layer) * found[name].values_R for name, layer in adapted(self._model)}
         self._kept = kept_ranks(values, sizes, self._target * sum(sizes.values()))
