@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from dataclasses import astuple
+from typing import Any
 
 import pytest
 import torch
-from bitrank_quant.sensitivity import side_by_side
+from bitrank_quant import parse_format, weight_matrices
+from bitrank_quant.sensitivity import Replay, measure_sensitivities, side_by_side
+from torch import Tensor, nn
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
@@ -37,3 +42,30 @@ def test_an_error_of_an_item_is_raised(workers: int) -> None:
 
     with pytest.raises(ValueError, match="two"):
         side_by_side(refuse, range(4), workers)
+
+
+def test_measurements_do_not_depend_on_the_number_of_workers(make: Callable[..., Any]) -> None:
+    model, formats = make("llama"), [parse_format(text) for text in ("int3-g64", "nf4-dq", "int8")]
+    batches = [
+        torch.randint(3, 96, (2, 8), generator=torch.Generator().manual_seed(seed)) for seed in range(3)
+    ]
+
+    def forward(model: nn.Module, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+        return model(input_ids=ids_BT).logits[:, :-1].flatten(0, 1), ids_BT[:, 1:].flatten()
+
+    def measured(workers: int) -> tuple[Any, ...]:
+        replay = Replay(model, batches, forward, workers=workers)
+        with torch.no_grad():
+            model.lm_head.weight.mul_(1.01)
+        divergence = replay.divergence(), replay.evaluate_from(None, first=True)
+        with torch.no_grad():
+            model.lm_head.weight.copy_(before)
+        _, errors = measure_sensitivities(replay, weight_matrices(model), formats, "search", workers=workers)
+        return *divergence, [astuple(one) for of in errors.values() for one in of.values()]
+
+    before, threads = model.lm_head.weight.clone(), torch.get_num_threads()
+    torch.set_num_threads(1)
+    alone, together = measured(1), measured(3)
+    torch.set_num_threads(threads)
+    torch.testing.assert_close(together[2], alone[2], rtol=0, atol=0)
+    assert together[:2] == alone[:2] and alone[0].mean > 0

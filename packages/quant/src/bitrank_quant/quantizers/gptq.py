@@ -20,6 +20,7 @@ from torch import Tensor
 from bitrank_quant.errors import QuantError
 from bitrank_quant.formats.base import Format, Tensors
 from bitrank_quant.kernels.quantize import feedback_, serves
+from bitrank_quant.off_mps import off_mps
 from bitrank_quant.quantizers.base import InputMoments, column_weights, grouped
 from bitrank_quant.quantizers.grid import Grid, Scales
 from bitrank_quant.quantizers.grids import grid_of, nested
@@ -83,13 +84,13 @@ def _damped(input_II: Tensor, damping: float, columns: int) -> Tensor:
 
 
 def inverse_factor(input_II: Tensor, damping: float = DAMPING) -> Tensor:
-    """The upper triangular U with UᵀU = (H + damping · mean diag(H) · 1)⁻¹, fp32.
+    """The upper triangular U with UᵀU = (H + damping · mean diag(H) · 1)⁻¹, fp32, from a factor in fp64.
 
     A column whose input is always zero gets a diagonal of one: its error changes nothing and is not passed
     on. A singular H gets more damping until it can be factorized. Raises :class:`QuantError` when it is not
     finite or no damping helps.
     """
-    hessian_II = input_II.double()
+    hessian_II = off_mps(input_II).double()
     if not torch.isfinite(hessian_II).all():
         raise QuantError(
             "the second moments of the inputs are not finite; check the model and the calibration data"
@@ -104,7 +105,7 @@ def inverse_factor(input_II: Tensor, damping: float = DAMPING) -> Tensor:
         if problem == 0:
             upper_II, problem = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower_II), upper=True)
             if problem == 0 and torch.isfinite(upper_II).all():
-                return upper_II.float()
+                return upper_II.float().to(input_II.device)
     raise QuantError("the second moments of the inputs cannot be factorized; give more calibration data")
 
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bitrank_quant.off_mps import off_mps
+
 LIKELIEST = 64
 # Logits processed together: 8 MiB in fp32, so that intermediate results stay in the CPU cache.
 _BLOCK = 2**21
@@ -28,8 +30,8 @@ _BLOCK = 2**21
 class TopPredictions:
     """Top-K predictions of a model at N positions.
 
-    ``ids_NK`` are the likeliest classes, ``logp_NK`` their log-probabilities, ``classes`` the total number of
-    classes.
+    ``ids_NK`` are the likeliest classes, ``logp_NK`` their log-probabilities in fp64 (on the CPU for a model
+    on MPS), ``classes`` the total number of classes.
     """
 
     ids_NK: Tensor
@@ -87,7 +89,7 @@ def loss_and_divergence(kept: TopPredictions, logits_NC: Tensor, labels_N: Tenso
     """
     loss = diverged = 0.0
     for rows in _blocks(logits_NC):
-        counts_N, known = labels_N[rows] >= 0, kept.at(rows)
+        counts_N, known = (labels_N[rows] >= 0).to(kept.logp_NK.device), kept.at(rows)
         asked_NK = torch.cat([known.ids_NK, labels_N[rows].clamp_min(0)[:, None]], dim=1)
         logq_NK = _log_probabilities(logits_NC[rows].float(), asked_NK)
         loss -= float(logq_NK[counts_N, -1].sum())
@@ -116,7 +118,9 @@ def _blocks(logits_NC: Tensor) -> Iterator[slice]:
 
 
 def _log_probabilities(logits_NC: Tensor, ids_NK: Tensor) -> Tensor:
-    return logits_NC.gather(1, ids_NK).double() - torch.logsumexp(logits_NC, dim=1, keepdim=True).double()
+    # Only these few values leave MPS, not the logits.
+    asked_NK, normaliser_N1 = logits_NC.gather(1, ids_NK), torch.logsumexp(logits_NC, dim=1, keepdim=True)
+    return off_mps(asked_NK).double() - off_mps(normaliser_N1).double()
 
 
 def _rest(p_NK: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bitrank_quant.off_mps import off_mps
 from bitrank_quant.quantizers import InputMoments
 
 TOKENS = 4096  # positions of a layer that are kept, at most, spread over the batches
@@ -64,13 +65,16 @@ class InputSums:
     @cached_property
     def values_I(self) -> Tensor:
         """Eigenvalues of R, largest first; fp32 is enough for shares of their sum."""
-        return torch.linalg.eigvalsh(self.mean_II).flip(0).clamp_min(0).cpu()
+        return torch.linalg.eigvalsh(off_mps(self.mean_II)).flip(0).clamp_min(0).cpu()
 
     @cached_property
     def components(self) -> Components:
-        """The principal components of x, of its covariance (1/N) Σ x xᵀ − μ μᵀ, in fp64."""
-        mean_I = (self._sum_I / self._positions).double()
-        covariance_II = self.mean_II.double() - torch.outer(mean_I, mean_I)
+        """The principal components of x, of its covariance (1/N) Σ x xᵀ − μ μᵀ, in fp64.
+
+        On the CPU for inputs on MPS.
+        """
+        mean_I = off_mps(self._sum_I / self._positions).double()
+        covariance_II = off_mps(self.mean_II).double() - torch.outer(mean_I, mean_I)
         values_I, vectors_II = torch.linalg.eigh(covariance_II)
         values_I = values_I.flip(0).clamp_min(0)
         shares_I = values_I / values_I.sum().clamp_min(torch.finfo(values_I.dtype).tiny)
@@ -79,8 +83,8 @@ class InputSums:
     @cached_property
     def root_II(self) -> Tensor:
         """The symmetric square root of R, also of a singular one."""
-        values_I, vectors_II = torch.linalg.eigh(self.mean_II)
-        return (vectors_II * values_I.clamp_min(0).sqrt()) @ vectors_II.T
+        values_I, vectors_II = torch.linalg.eigh(off_mps(self.mean_II))
+        return ((vectors_II * values_I.clamp_min(0).sqrt()) @ vectors_II.T).to(self.mean_II.device)
 
 
 @dataclass(frozen=True)

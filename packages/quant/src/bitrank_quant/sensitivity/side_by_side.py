@@ -16,7 +16,8 @@ def side_by_side(function: Callable[[Item], Result], items: Iterable[Item], work
     """``[function(item) for item in items]`` without gradients, on ``workers`` threads.
 
     torch releases Python's lock while it computes. Set torch to one thread first: a result then does not
-    depend on ``workers``, and no operation waits for threads that compute another one.
+    depend on ``workers``, and no operation waits for threads that compute another one. Give 1 where
+    ``function`` computes on an accelerator: MPS aborts the process when several threads use it.
     """
 
     @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bitrank_quant.off_mps import off_mps
 from bitrank_quant.sensitivity.samples import InputSums
 
 SPECTRUM = 128  # singular values kept
@@ -15,7 +16,8 @@ def singular_values(matrix_OI: Tensor, dtype: torch.dtype = torch.float64) -> Te
 
     Many times cheaper than an SVD. With ``dtype`` fp32, values below a thousandth of the largest are noise.
     """
-    tall = matrix_OI.to(dtype) if matrix_OI.shape[0] >= matrix_OI.shape[1] else matrix_OI.to(dtype).T
+    exact_OI = off_mps(matrix_OI).to(dtype)
+    tall = exact_OI if exact_OI.shape[0] >= exact_OI.shape[1] else exact_OI.T
     return torch.linalg.eigvalsh(tall.T @ tall).flip(0).clamp_min(0).sqrt()
 
 
@@ -33,6 +35,6 @@ def repair_tail(delta_OI: Tensor, row_O: Tensor, inputs: InputSums) -> Tensor:
         gram = (weighted_OI @ inputs.mean_II) @ weighted_OI.T
     else:
         gram = inputs.root_II @ (weighted_OI.T @ weighted_OI) @ inputs.root_II
-    energy_K = torch.linalg.eigvalsh(gram).flip(0).clamp_min(0)
+    energy_K = torch.linalg.eigvalsh(off_mps(gram)).flip(0).clamp_min(0)
     tail_R = 0.5 * torch.cat([energy_K, energy_K.new_zeros(1)]).flip(0).cumsum(0).flip(0)
     return tail_R[: SPECTRUM + 1].float().cpu()
