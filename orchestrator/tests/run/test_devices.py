@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import warnings
 from itertools import islice
@@ -13,7 +14,7 @@ from typing import Any
 import bitrank.run.memory_limits
 import pytest
 import torch
-from bitrank.process.environment import mps_environment, run_environment
+from bitrank.process.environment import mps_environment, run_environment, set_own_environment
 from bitrank.process.events import read_events
 from bitrank.run.data import load_data
 from bitrank.run.notices import report_mps_fallbacks
@@ -25,6 +26,7 @@ from bitrank.spec.profiles import PROFILES
 from bitrank_trainer import ALONE
 
 SMOKE = PROFILES["smoke"]
+_FALLBACK = "PYTORCH_ENABLE_MPS_FALLBACK"
 
 
 def go(
@@ -191,6 +193,21 @@ def test_the_mps_fallback_is_enabled_before_torch_is_imported_on_apple_silicon_o
     assert mps_environment("cpu") == {}
     monkeypatch.setenv("PYTORCH_ENABLE_MPS_FALLBACK", "0")
     assert run_environment(make_spec(SMOKE, "B-FP", "toy_sentences"))["PYTORCH_ENABLE_MPS_FALLBACK"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("system", "given", "expected"),
+    [("Darwin", {}, "1"), ("Linux", {}, None), ("Darwin", {_FALLBACK: "0"}, "0")],
+)
+def test_commands_that_compute_in_their_own_process_enable_the_mps_fallback_too(
+    monkeypatch: pytest.MonkeyPatch, system: str, given: dict[str, str], expected: str | None
+) -> None:
+    variables = dict(given)
+    monkeypatch.setattr(os, "environ", variables)
+    monkeypatch.setattr(platform, "system", lambda: system)
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    set_own_environment()
+    assert variables.get(_FALLBACK) == expected
 
 
 @pytest.mark.parametrize("changes", [{}, {"accumulation": 2}])

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 import torch
 from bitrank.models.tokens import tokenised
-from bitrank.sensitivity.calibration import calibration, calibration_batches, calibration_task, measured_model
+from bitrank.sensitivity.calibration import (
+    calibration,
+    calibration_batches,
+    calibration_task,
+    measured_model,
+    one_thread_per_operation,
+)
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
 from bitrank_data import Batch, TokenisedTask
@@ -76,3 +82,14 @@ def test_new_head_of_a_measurement_does_not_depend_on_the_seed_of_the_run() -> N
         assert opened.new_heads
         weights.append(opened.model.get_submodule(opened.heads[-1]).weight)
     assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize(("device", "workers"), [("cpu", 3), ("mps", 1), ("cuda", 1)])
+def test_operations_run_side_by_side_on_a_cpu_only(
+    device: str, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitrank.sensitivity.calibration.usable_threads", lambda: 3)
+    before = torch.get_num_threads()
+    with one_thread_per_operation(device) as given:
+        assert given == workers and torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before

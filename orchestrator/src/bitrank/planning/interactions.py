@@ -29,6 +29,7 @@ from bitrank_planner import Effort, Plan, Problem, exact
 from bitrank_quant.sensitivity import Divergence
 
 from bitrank.planning.plan_divergence import PlanDivergence, PlanEvaluator, kind_of
+from bitrank.process.compute import Compute
 from bitrank.sensitivity.calibration import one_thread_per_operation
 from bitrank.sensitivity.measure import tables_place
 from bitrank.sensitivity.tables import Tables
@@ -78,7 +79,7 @@ def calibrate_costs(
 
     def build(folder: Path) -> None:
         started = time.monotonic()
-        with one_thread_per_operation() as workers:
+        with one_thread_per_operation(Compute.of(spec).device) as workers:
             evaluator = PlanEvaluator(spec, tables, repairs, workers)
             found = [
                 candidate

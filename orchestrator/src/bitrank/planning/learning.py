@@ -22,6 +22,7 @@ from bitrank_trainer import Diverged
 
 from bitrank.errors import UserError
 from bitrank.planning import probe
+from bitrank.process.compute import Compute
 from bitrank.sensitivity.calibration import one_thread_per_operation
 from bitrank.sensitivity.measure import tables_place
 from bitrank.sensitivity.tables import Tables
@@ -68,7 +69,7 @@ def probe_once(spec: RunSpec, tables: Tables, precision: dict[str, str], repairs
 
     def build(folder: Path) -> None:
         started = time.monotonic()
-        with one_thread_per_operation():
+        with one_thread_per_operation(Compute.of(spec).device):
             values = _run(spec, tables, precision, repairs)
         data = {"values": {name: value_K.tolist() for name, value_K in values.items()}}
         (folder / _VALUES).write_text(json.dumps({**data, "seconds": time.monotonic() - started}))

@@ -69,7 +69,7 @@ class DirectionSums:
     def values(self, losses: int) -> np.ndarray:
         """Return v_K in nats, for sums over ``losses`` losses."""
         value_K = -(self.slope_K + 0.5 * self.fisher_K) / losses
-        return value_K.double().cpu().numpy()
+        return value_K.cpu().double().numpy()
 
 
 def learned_values(spec: RunSpec, precision: dict[str, str], ranks: RankPlan, init: ResidualStart) -> Values:

@@ -42,8 +42,8 @@ ADVICE: dict[str, Advice] = {
     ),
     "mps missing op": Advice(
         r"not currently (implemented|supported) (for|on) the MPS (device|backend)",
-        "this operation is missing on MPS: set PYTORCH_ENABLE_MPS_FALLBACK=1 (bitrank does so for its runs "
-        "unless it is set already; here it is off), or run with --set device=cpu",
+        "this operation is missing on MPS: set PYTORCH_ENABLE_MPS_FALLBACK=1 before torch is imported (the "
+        "command bitrank does so unless it is set already; here it is off), or run with --set device=cpu",
     ),
     "mps float64": Advice(
         r"MPS framework doesn't support float64",

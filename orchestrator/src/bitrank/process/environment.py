@@ -16,9 +16,11 @@ def set_own_environment() -> None:
     """Set the environment of a command that computes in its own process (``plan``, ``study``, ``merge``).
 
     Must be called before torch is imported. It sets how threads wait, and a smaller oneDNN cache than a
-    run's: the batches of these commands have many widths, each of which occurs only a few times. Variables
-    that the user has set are kept.
+    run's: the batches of these commands have many widths, each of which occurs only a few times. On Apple
+    silicon it lets operations that MPS lacks run on the CPU. Variables that the user has set are kept.
     """
+    for name, value in mps_environment("auto").items():
+        os.environ.setdefault(name, value)
     os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_FEWER))
 
@@ -55,7 +57,7 @@ def kept_shapes(spec: RunSpec) -> int:
 
 
 def mps_environment(device: str) -> dict[str, str]:
-    """Return the environment variables that a run on ``device`` needs before torch is imported.
+    """Return the environment variables that a computation on ``device`` needs before torch is imported.
 
     On Apple silicon, operations that MPS lacks run on the CPU with a notice instead of failing. A variable
     that the user has set takes precedence.

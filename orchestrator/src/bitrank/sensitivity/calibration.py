@@ -61,20 +61,21 @@ def calibration_order(train: TokenSplit) -> np.ndarray:
 
 
 @contextmanager
-def one_thread_per_operation() -> Iterator[int]:
+def one_thread_per_operation(device: str) -> Iterator[int]:
     """Compute every operation on one thread, and retain freed memory between passes.
 
-    Yields the number of operations that may run side by side: the threads that this process may use, which
-    are those of its spec in the process of a run. Runs with different numbers of threads share the tables, so
-    a measured number must not depend on the number of the run that measures first. The threads of one
-    operation also wait for each other, many thousand times in a measurement, and wait for long whenever
-    another run has their core.
+    Yields the number of operations that may run side by side: on a CPU the threads that this process may use,
+    which are those of its spec in the process of a run; one on another ``device``, because an accelerator
+    computes them in turn, and MPS aborts a process whose threads share it (pytorch issue 197805). Runs with
+    different numbers of threads share the tables, so a measured number must not depend on the number of the
+    run that measures first. The threads of one operation also wait for each other, many thousand times in a
+    measurement, and wait for long whenever another run has their core.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     keep_memory()
     try:
-        yield usable_threads()
+        yield usable_threads() if device == "cpu" else 1
     finally:
         torch.set_num_threads(threads)
         release_memory()

@@ -68,7 +68,7 @@ def gather(spec: RunSpec) -> Path:
 def _gather(spec: RunSpec, folder: Path) -> None:
     task = calibration_task(spec)
     device = choose_device(spec.device)
-    with one_thread_per_operation():
+    with one_thread_per_operation(device):
         opened = measured_model(spec, task)
         passes = input_moments(
             opened.model,

@@ -100,7 +100,7 @@ def _measured(spec: RunSpec, formats: Sequence[str], on_progress: Callable[[str]
         on_progress(matrix)
 
     device = choose_device(spec.device)
-    with one_thread_per_operation() as workers:
+    with one_thread_per_operation(device) as workers:
         ready = calibration(spec)
         replay = Replay(ready.model, ready.many, ready.forward, real=partial(real_positions, device=device))
         parsed = [parse_format(text) for text in formats]

@@ -75,7 +75,7 @@ def _gather(spec: RunSpec, folder: Path) -> None:
         save_file({key: part.cpu().clone() for key, part in tensors.items()}, folder / files[name])
 
     device = choose_device(spec.device)
-    with one_thread_per_operation():
+    with one_thread_per_operation(device):
         ready = calibration(spec)
         replay = Replay(ready.model, ready.many, ready.forward, real=partial(real_positions, device=device))
         adaptable = {matrix.name for matrix in ready.matrices if matrix.adaptable}
