@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -201,3 +202,59 @@ def test_paper_builds_passes_its_checks_and_is_packed(
     assert stopped.returncode == 1 and "the store gave no value `study/runs'" in stopped.stderr.replace(
         "\n", ""
     )
+
+
+def pack(folder: Path, out: Path, pages: str) -> subprocess.CompletedProcess[str]:
+    """Run ``arxiv.sh`` with stand-ins: TeX that makes nothing, and a tar without GNU's options (macOS)."""
+    programs = {
+        "pdflatex": "exit 0",
+        "pdfinfo": f'case "$1" in {folder}/*) echo "Pages: 2";; *) echo "Pages: {pages}";; esac',
+        "tar": f'case "$*" in *--*) exit 64;; esac; exec {shutil.which("tar")} "$@"',
+    }
+    bin_folder = folder.parent / "bin"
+    bin_folder.mkdir(exist_ok=True)
+    for name, text in programs.items():
+        (bin_folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (bin_folder / name).chmod(0o755)
+    return subprocess.run(
+        [ROOT / "tools/arxiv.sh", folder, out],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}"},
+    )
+
+
+def test_arxiv_archive_is_the_same_at_any_time_and_needs_no_gnu_tar(tmp_path: Path) -> None:
+    folder = tmp_path / "paper"
+    (folder / "generated").mkdir(parents=True)
+    for name in ("main.tex", "main.bbl", "generated/b.tex", "generated/a.tex", "generated/macros.tex"):
+        (folder / name).write_text(f"% epoch: 0\n{name}\n")
+    (folder / "main.fls").write_text("INPUT ./generated/b.tex\nINPUT generated/a.tex\nINPUT main.tex\n")
+    archives = []
+    for number, day in enumerate((86400, 172800)):
+        os.utime(folder / "main.tex", (day, day))
+        archives.append(tmp_path / f"{number}.tar.gz")
+        done = pack(folder, archives[-1], pages="2")
+        assert done.returncode == 0, done.stderr
+    assert archives[0].read_bytes() == archives[1].read_bytes()
+    with tarfile.open(archives[0]) as archive:
+        entries = archive.getmembers()
+    assert [entry.name for entry in entries if entry.isfile()] == [
+        "./generated/a.tex",
+        "./generated/b.tex",
+        "./main.bbl",
+        "./main.tex",
+    ]
+    assert {(entry.mtime, entry.uid, entry.gid, entry.uname) for entry in entries} == {(0, 0, 0, "")}
+
+
+def test_an_archive_that_fails_its_check_is_not_left(tmp_path: Path) -> None:
+    folder, out = tmp_path / "paper", tmp_path / "a.tar.gz"
+    (folder / "generated").mkdir(parents=True)
+    for name in ("main.tex", "main.bbl", "generated/macros.tex"):
+        (folder / name).write_text("% epoch: 0\n")
+    (folder / "main.fls").write_text("INPUT main.tex\n")
+    out.write_text("of an earlier paper")
+    done = pack(folder, out, pages="1")
+    assert done.returncode == 1 and "another number of pages" in done.stderr and not out.exists()

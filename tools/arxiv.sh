@@ -5,10 +5,11 @@ set -eu
 folder=${1:-paper}
 out=${2:-dist/bitrank-arxiv.tar.gz}
 [ -f "$folder/main.fls" ] && [ -f "$folder/main.bbl" ] || { echo "build the paper first: make paper-pdf" >&2; exit 2; }
-mkdir -p "$(dirname "$out")"
+rm -f "$out" # a failure leaves no archive
 parts=$(mktemp -d)
 proof=$(mktemp -d)
-trap 'rm -rf "$parts" "$proof"' EXIT
+packed=$(mktemp)
+trap 'rm -rf "$parts" "$proof" "$packed"' EXIT
 
 # Input files from LaTeX's record: those in the paper's folder, without LaTeX's own output.
 sed -n 's/^INPUT //p' "$folder/main.fls" | sed 's#^\./##' | grep -v '^/' | grep -vE '\.(aux|out|toc)$' | sort -u | while read -r file; do
@@ -16,9 +17,23 @@ sed -n 's/^INPUT //p' "$folder/main.fls" | sed 's#^\./##' | grep -v '^/' | grep 
     cp "$folder/$file" "$parts/$file"
 done
 cp "$folder/main.bbl" "$parts/"
-tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -C "$parts" -cf - . | gzip -n >"$out"
+# Not by tar: macOS has another one, without the options that leave out times and owners.
+python3 - "$parts" "$packed" <<'PYTHON'
+import gzip, sys, tarfile
 
-tar -C "$proof" -xzf "$out"
+
+def plain(entry):
+    entry.mtime = entry.uid = entry.gid = 0
+    entry.uname = entry.gname = ""
+    return entry
+
+
+with open(sys.argv[2], "wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        archive.add(sys.argv[1], ".", filter=plain)  # in the order of names
+PYTHON
+
+tar -C "$proof" -xzf "$packed"
 SOURCE_DATE_EPOCH=$(sed -n 's/^% epoch: //p' "$folder/generated/macros.tex")
 export SOURCE_DATE_EPOCH FORCE_SOURCE_DATE=1
 (
@@ -32,4 +47,6 @@ export SOURCE_DATE_EPOCH FORCE_SOURCE_DATE=1
     echo "the paper built from the tarball has another number of pages" >&2
     exit 1
 }
+mkdir -p "$(dirname "$out")"
+cat "$packed" >"$out" || { rm -f "$out"; exit 1; }
 echo "arXiv: $out, $(wc -c <"$out") bytes, built from itself alone"

@@ -13,4 +13,4 @@ version=$(sed -n 's/^version: *//p' CITATION.cff)
 name=bitrank-$version-$(git rev-parse --short=12 HEAD)
 mkdir -p "$out"
 git archive --format=tar --prefix="$name/" HEAD | gzip -n >"$out/$name.tar.gz"
-(cd "$out" && sha256sum "$name.tar.gz")
+(cd "$out" && { sha256sum "$name.tar.gz" 2>/dev/null || shasum -a 256 "$name.tar.gz"; })
