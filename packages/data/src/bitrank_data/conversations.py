@@ -26,6 +26,9 @@ _SPEAKERS = {  # names in ``from``, and their roles
 }
 _MESSAGES, _INSTRUCTION, _INPUT, _OUTPUT = "messages", "instruction", "input", "output"
 _PROMPT, _COMPLETION = "prompt", "completion"
+_USED = {"role", "content", "from", "value", "name", "weight"}  # keys of a turn that are read, or checked
+_CALLS = ("tool_calls", "function_call")
+_NOT_SUPPORTED = "images, tool calls and empty turns are not supported"
 
 
 def dialogue(
@@ -38,10 +41,11 @@ def dialogue(
 
 
 def _chat(cells: Mapping[str, Any]) -> dict[str, Any]:
-    turns = _turns(cells.get(_MESSAGES), _MESSAGES)
+    given = _given(cells.get(_MESSAGES), _MESSAGES)
+    turns = _turns(given, _MESSAGES)
     if SYSTEM in cells and (not turns or turns[0][0] != SYSTEM):
         turns = [*_system(cells), *turns]
-    return _conversation(turns)
+    return _conversation(turns, given)
 
 
 def _system(cells: Mapping[str, Any]) -> list[list[str]]:
@@ -53,8 +57,9 @@ def _system(cells: Mapping[str, Any]) -> list[list[str]]:
 
 def _completion(cells: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(cells.get(_PROMPT), list):
-        turns = [*_turns(cells[_PROMPT], _PROMPT), *_turns(cells.get(_COMPLETION), _COMPLETION)]
-        return _conversation(turns)
+        before, after = _given(cells[_PROMPT], _PROMPT), _given(cells.get(_COMPLETION), _COMPLETION)
+        turns = [*_turns(before, _PROMPT), *_turns(after, _COMPLETION)]
+        return _conversation(turns, [*before, *after])
     turns = [[USER, text_of(cells, _PROMPT)], [ASSISTANT, text_of(cells, _COMPLETION)]]
     return {"turns": turns, "style": "completion"}
 
@@ -68,7 +73,8 @@ def _instruction(cells: Mapping[str, Any]) -> dict[str, Any]:
     return {"turns": turns, "style": "instruction", "given": given}
 
 
-def _turns(value: Any, role: str) -> list[list[str]]:
+def _given(value: Any, role: str) -> list[Any]:
+    """The turns of a cell, as the file has them."""
     if isinstance(value, str) and not is_missing(value):  # a cell of a CSV file
         try:
             value = json.loads(value)
@@ -78,7 +84,11 @@ def _turns(value: Any, role: str) -> list[list[str]]:
         raise LeftOut(f"no {role}")
     if not isinstance(value, list):
         raise Refused(role, f"is of type {type(value).__name__}, expected a list of turns")
-    turns = [_turn(turn, number, role) for number, turn in enumerate(value, 1)]
+    return value
+
+
+def _turns(given: Sequence[Any], role: str) -> list[list[str]]:
+    turns = [_turn(turn, number, role) for number, turn in enumerate(given, 1)]
     return [turn for turn in turns if turn != [SYSTEM, ""]]
 
 
@@ -95,7 +105,18 @@ def _turn(turn: Any, number: int, role: str) -> list[str]:
     if not isinstance(speaker, str) or not speaker:
         raise Refused(role, f"has the role {quoted(speaker)} in turn {number}; expected a name such as user")
     check_text(speaker, role)
+    _refuse_unlearned_keys(turn, speaker, number, role)
     return [speaker, _content(content, number, role)]
+
+
+def _refuse_unlearned_keys(turn: Mapping[str, Any], speaker: str, number: int, role: str) -> None:
+    """Raise :class:`Refused` for keys that change what is learned from a turn, and that no text has."""
+    if called := [key for key in _CALLS if turn.get(key)]:
+        raise Refused(role, f"has {called[0]} in turn {number}; {_NOT_SUPPORTED}")
+    weight = turn.get("weight")
+    if speaker == ASSISTANT and not is_missing(weight) and weight != 1:
+        problem = f"has the weight {quoted(weight)} in turn {number}, but every answer is learned alike"
+        raise Refused(role, f"{problem}; remove the row, the answers before the one to learn, or the weight")
 
 
 def _speaker(name: Any, number: int, role: str) -> str:
@@ -113,13 +134,16 @@ def _content(content: Any, number: int, role: str) -> str:
         content = "".join(texts) if len(texts) == len(content) else content
     if not isinstance(content, str):
         problem = f"has no text in turn {number} but {type(content).__name__}"
-        raise Refused(role, f"{problem}; images, tool calls and empty turns are not supported")
+        raise Refused(role, f"{problem}; {_NOT_SUPPORTED}")
     check_text(content, role)
     return content
 
 
-def _conversation(turns: list[list[str]]) -> dict[str, Any]:
-    """Fields of a conversation. Raises :class:`LeftOut` if no turn is an answer, or one is empty."""
+def _conversation(turns: list[list[str]], given: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Fields of a conversation, whose turns the file has as ``given``.
+
+    Raises :class:`LeftOut` if no turn is an answer, or one is empty.
+    """
     speakers = [speaker for speaker, _ in turns]
     if ASSISTANT not in speakers:
         raise LeftOut("no turn of the assistant")
@@ -128,10 +152,19 @@ def _conversation(turns: list[list[str]]) -> dict[str, Any]:
     if any(not content.strip() for _, content in turns):
         raise LeftOut("an empty turn")
     kept = turns[: _last(speakers) + 1]
-    remark = (
-        {REMARK: "end with turns without an answer, which are not used"} if len(kept) < len(turns) else {}
-    )
-    return {"turns": kept, "style": "chat", **remark}
+    remarks = ["end with turns without an answer, which are not used"] if len(kept) < len(turns) else []
+    remarks += [f"have turns with {quoted(key)}, which is not used" for key in _unused_keys(given)]
+    return {"turns": kept, "style": "chat", **({REMARK: remarks} if remarks else {})}
+
+
+def _unused_keys(given: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Keys of turns that have a value and are not read; columnar files have every key in every turn."""
+    keys: dict[str, None] = {}
+    for turn in given:
+        for key, value in turn.items():
+            if key not in _USED and not is_missing(value) and value not in ([], {}):
+                keys[key] = None
+    return list(keys)
 
 
 def _last(speakers: Sequence[str]) -> int:

@@ -15,7 +15,7 @@ from bitrank_data.examples import Example, PairExample, TargetExample
 from bitrank_data.rows import quoted, shown
 
 TEXT, PAIR, TARGET, LABEL = "text", "pair", "target", "label"  # roles of columns
-REMARK = "remark"  # key of the fields of :attr:`Layout.parse`: a note on unused parts of a row, counted
+REMARK = "remark"  # key of the fields of :attr:`Layout.parse`: notes on unused parts of a row, counted
 _MISSING = {"", "nan", "NaN", "<NA>"}  # missing values as written by spreadsheets and pandas
 # Other spellings, in any case. They may be texts (a film can be called "None"), so they only give a note.
 _LIKE_MISSING = {"null", "none", "na", "n/a", "#n/a", "#na", "nan", "<na>"}
@@ -39,7 +39,7 @@ class Layout:
     """Columns of one form of file.
 
     ``columns`` and ``optional`` map a role to the name of its column; the role ``label`` is the class of an
-    example. ``parse`` takes the cells by role and returns fields of the example as JSON values, and maybe a
+    example. ``parse`` takes the cells by role and returns fields of the example as JSON values, and maybe
     :data:`REMARK`; it raises :class:`LeftOut` or :class:`Refused`. ``build(id=…, label=…, **fields)`` makes
     the example.
     """

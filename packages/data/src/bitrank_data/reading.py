@@ -38,6 +38,7 @@ from bitrank_data.stored import ExampleWriter, FileIds, save_numbers
 
 META = "meta.json"
 _MIN_ROWS = 10
+_REMARKS = 10  # different remarks on rows in the report: keys of turns may be data
 
 
 @dataclass
@@ -86,8 +87,7 @@ class _Reading:
             return
         except Refused as error:
             raise DataError(f"{name}: the {error.role} of {row.where} {error}") from error
-        if remark := fields.pop(REMARK, None):
-            self.remarks[remark] += 1
+        self.remarks.update(fields.pop(REMARK, ()))
         for role, cell in cells.items():
             if looks_missing(cell):
                 self.doubtful.setdefault(columns[role], Counter())[cell.strip()] += 1
@@ -105,7 +105,9 @@ class _Reading:
             f"{count} of {self.rows} rows have {reason} and were left out (the first: {self.first[reason]})"
             for reason, count in self.left_out.items()
         ]
-        notes += [f"{count} of {self.rows} rows {remark}" for remark, count in self.remarks.items()]
+        notes += [
+            f"{count} of {self.rows} rows {remark}" for remark, count in self.remarks.most_common(_REMARKS)
+        ]
         notes += [
             f"{spellings.total()} cells of the column {quoted(column)} look like missing values "
             f"({shown([repr(spelling) for spelling in spellings])}) and were used as they are; where they "
