@@ -70,6 +70,7 @@ def main() -> int:
     for task in arguments.tasks or _TASKS:
         spec = make_spec(find_profile("laptop"), "B-FP", task)
         rows += correlations(spec, arguments.plans, arguments.alone)
+    alone = "; *alone* the measured divergence of each matrix alone" if arguments.alone else ""
     text = [
         "## Predicted and true added loss",
         machine_line(here),
@@ -79,9 +80,9 @@ def main() -> int:
         ),
         "ρ is Spearman's. Summed over matrices: *plain* Σ Δ²; *input* weighted by the inputs' second "
         "moments; *fisher* ½ Σ of the diagonal Kronecker Fisher; *inputs* the same with all correlations of "
-        "the inputs; *output* the output-error score, which plans are made with; *alone* the measured "
-        "divergence of each matrix alone. *one half of the truth* predicts the other half: the "
-        "highest ρ that can be reached. Formats alone: no adapter, no training, held-out data.",
+        f"the inputs; *output* the output-error score, which plans are made with{alone}. "
+        "*one half of the truth* predicts the other half: the highest ρ that can be reached. Formats alone: "
+        "no adapter, no training, held-out data.",
     ]
     write_section("prediction", "\n\n".join(text), arguments.results)
     return 0
