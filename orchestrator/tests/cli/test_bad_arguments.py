@@ -232,3 +232,14 @@ def test_a_device_that_is_not_here_is_rejected_before_a_store_is_made(
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     assert message in rejection(capsys, *RUN, "--set", setting)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_working_folder_that_was_deleted_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["list", "--arms"]) == 2
+    expected = "bitrank: the working folder was deleted; change to one that exists and repeat\n"
+    assert capsys.readouterr().err == expected

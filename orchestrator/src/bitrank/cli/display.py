@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -13,8 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from bitrank.execution.attempt import Job
+from bitrank.execution.interrupts import Interrupted
 from bitrank.spec.run_spec import RunSpec
 from bitrank.spec.task_kinds import task_kind
+from bitrank.terminal import console as new_console
 
 _STYLE = {"finished": "green", "done": "green", "running": "bold", "waiting": "dim", "stale": "yellow"}
 _PLAIN_EVERY = 10.0  # seconds between two plain lines of one run
@@ -25,7 +28,7 @@ class Progress:
 
     def __init__(self, jobs: Sequence[Job], console: Console | None = None) -> None:
         self._jobs = list(jobs)
-        self._console = console or Console()
+        self._console = console or new_console()
         self._live = (
             Live(console=self._console, auto_refresh=False, transient=True)
             if self._console.is_terminal
@@ -46,7 +49,17 @@ class Progress:
             self._live.stop()
 
     def changed(self, job: Job | None) -> None:
-        """Show the new state of ``job``; None refreshes the remaining times."""
+        """Show the new state of ``job``; None refreshes the remaining times.
+
+        Raises :class:`Interrupted` when the reader of the output is gone, as programs end then: the runs are
+        closed.
+        """
+        try:
+            self._show(job)
+        except BrokenPipeError:
+            raise Interrupted(signal.SIGPIPE) from None
+
+    def _show(self, job: Job | None) -> None:
         if job is not None:
             self._notes(job)
         if self._live:

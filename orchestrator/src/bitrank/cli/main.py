@@ -1,7 +1,7 @@
 """The command line ``bitrank``; ``_parser`` adds one subcommand per module of this package.
 
 Exit codes: 0 all requested work is done, 1 a part of it failed, 2 wrong arguments or bad input, 128 + n
-stopped by signal n.
+stopped by signal n (141, SIGPIPE: the reader of the output is gone).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from bitrank.process.env_file import read_env_file
 from bitrank.process.environment import set_own_environment
 from bitrank.process.fast_imports import quiet_libraries
 from bitrank.process.tcmalloc import adopt
+from bitrank.terminal import closed_streams, until_reader_is_gone
 
 DOCTOR = """examples:
   bitrank doctor
@@ -42,9 +43,13 @@ _LOADING_MODELS = ("plan", "study", "export")  # commands that load a model into
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code of the process."""
     show_every_character()
+    return until_reader_is_gone(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         check_text(sys.argv[1:] if argv is None else argv)
-        read_env_file(Path.cwd())
+        read_env_file(_working_folder())
     except UserError as error:
         print(f"bitrank: {error}", file=sys.stderr)
         return 2
@@ -63,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and closed_streams():
+            raise
         if not is_user_error(error) and (problem := disk_problem(error)):
             advice = "free space, or give another folder with --store, --results or BITRANK_CACHE"
             print(f"bitrank: {masked(problem)}; {advice}", file=sys.stderr)
@@ -75,6 +82,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
         print(f"bitrank: {masked(str(error))}", file=sys.stderr)
         return FAILED if is_full_disk(error) else BAD_INPUT
+
+
+def _working_folder() -> Path:
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the working folder was deleted; change to one that exists and repeat") from None
 
 
 def _parser() -> Parser:

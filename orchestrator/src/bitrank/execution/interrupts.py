@@ -7,7 +7,10 @@ from types import FrameType
 
 
 class Interrupted(Exception):
-    """SIGINT or SIGTERM stopped the matrix; ``code`` is the exit code, 128 + signal number."""
+    """SIGINT or SIGTERM stopped the matrix, or the reader of its output is gone (SIGPIPE).
+
+    ``code`` is the exit code, 128 + signal number.
+    """
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)

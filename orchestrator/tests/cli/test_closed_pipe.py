@@ -1,0 +1,72 @@
+"""A reader that closes the pipe, such as ``head``, ends a command quietly and its runs as KILLED."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bitrank.terminal import READER_GONE, until_reader_is_gone
+from bitrank.tracking.store import Store
+from mlflow import MlflowClient
+
+SMOKE = ["--task", "toy_sentences", "--profile", "smoke", "--store", "S"]
+RUN = ["run", "--config", "B-FP", *SMOKE, "--results", "R", "--max-steps", "100000"]
+PLAN = ["plan", *SMOKE, "--budget", "9bits"]
+
+
+def closed(arguments: list[str], folder: Path, lines: int, both: bool = False) -> tuple[int, str]:
+    """Exit code and standard error of a command whose output is closed after ``lines`` lines.
+
+    Standard error goes to the closed pipe too with ``both``.
+    """
+    reading, writing = os.pipe()
+    error = folder / "error.txt"
+    with error.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bitrank", *arguments],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=writing,
+            stderr=writing if both else file,
+        )
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        for _ in range(lines):
+            assert pipe.readline()
+    return process.wait(timeout=300), error.read_text()
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_run_without_a_reader_is_closed_as_killed(tmp_path: Path, both: bool) -> None:
+    code, error = closed(RUN, tmp_path, 1, both)
+    assert code == 141
+    assert error == ("" if both else "\nstopped by SIGPIPE; repeat the same command to continue\n")
+    client = MlflowClient(Store.parse(str(tmp_path / "S")).uri)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    assert [run.info.status for run in client.search_runs(experiments)] == ["KILLED"]
+
+
+def test_a_command_without_a_reader_ends_quietly(tmp_path: Path) -> None:
+    assert closed(["list", "--arms"], tmp_path, 0) == (141, "")
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_a_text_of_argparse_without_a_reader_ends_quietly(tmp_path: Path, option: str) -> None:
+    code, error = closed([option], tmp_path, 0)
+    assert code in {0, 141} and not error  # argparse ignores an error of writing, but not one of flushing
+
+
+def test_progress_without_a_reader_ends_a_plan_quietly(tmp_path: Path) -> None:
+    assert closed(PLAN, tmp_path, 1, both=True)[0] == 141
+
+
+def test_a_broken_pipe_of_another_cause_is_an_error() -> None:
+    def command() -> int:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        until_reader_is_gone(command)
+    assert until_reader_is_gone(lambda: 0) == 0 and READER_GONE == 141
