@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from bitrank.cli.main import _parser, main
+from bitrank.cli.plan_output import _run_command
 from bitrank.cli.plan_request import config_spec, measured_spec, plan_request
 from bitrank.cli.settings import parsed_settings
 from bitrank.planning.make_plan import match_pins
@@ -77,6 +78,27 @@ def test_the_seed_of_a_plan_is_that_of_its_search_and_of_the_printed_run(
     assert main([*PLAN, "--seed", "3", "--set", "max_length=16", "--save", "my.json"]) == 0
     command = "bitrank run --plan my.json --task toy_sentences --profile smoke --seed 3 --set max_length=16"
     assert f"train: {command}\n" in capsys.readouterr().out
+
+
+def test_the_printed_run_has_the_kind_and_folder_of_the_task() -> None:
+    options = ["--task", "x.jsonl", "--kind", "instruction-following", "--set", "max_length=16"]
+    given = _parser().parse_args(["plan", "--save", "p.json", *options, "--budget", "9bits"])
+    expected = "--task x.jsonl --kind instruction-following --set max_length=16"
+    assert _run_command(given) == f"bitrank run --plan p.json {expected}"
+    given = _parser().parse_args(
+        ["plan", "--save", "p.json", "--task", "sst2", "--data", "d", "--budget", "1"]
+    )
+    assert _run_command(given) == "bitrank run --plan p.json --task sst2 --data d"
+    given.model, given.data = "-my model", "-d"
+    assert _run_command(given) == "bitrank run --plan p.json --task sst2 '--model=-my model' --data=-d"
+
+
+def test_a_plan_from_a_config_refuses_an_unknown_profile(
+    capsys: pytest.CaptureFixture[str], place: Path
+) -> None:
+    (place / "config.json").write_text(json.dumps(LLAMA))
+    plan = ("plan", "--model", "config.json", "--budget", "9bits", "--profile", "lapto")
+    assert rejection(capsys, *plan).startswith("bitrank: unknown profile 'lapto'; nearest: laptop")
 
 
 def test_a_plan_from_a_config_refuses_what_it_does_not_read(

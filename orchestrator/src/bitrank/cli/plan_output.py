@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bitrank.spec.run_spec import FILE_OPTIONS
+from bitrank.cli.options import TASK_OPTIONS
 
 if TYPE_CHECKING:  # imports torch
     from bitrank_planner import Item, Plan
@@ -65,15 +65,21 @@ def _run_command(arguments: argparse.Namespace) -> str:
     A plan from a ``config.json`` has neither a task nor weights, so words in capitals stand for both.
     """
     outline = arguments.task is None
-    parts = ["bitrank", "run", "--plan", str(arguments.save), "--task", arguments.task or "TASK"]
+    parts = ["bitrank", "run", *_option("plan", arguments.save), *_option("task", arguments.task or "TASK")]
     if arguments.model is not None:
-        parts += ["--model", "FOLDER" if outline else arguments.model]
+        parts += _option("model", "FOLDER" if outline else arguments.model)
     if arguments.profile != "laptop":
-        parts += ["--profile", arguments.profile]
-    for field in ("seed", *FILE_OPTIONS):
+        parts += _option("profile", arguments.profile)
+    for field in ("seed", *TASK_OPTIONS):
         if (value := getattr(arguments, field)) is not None:
-            parts += [f"--{field.replace('_', '-')}", str(value)]
+            parts += _option(field, value)
     for setting in arguments.set:
         parts += ["--set", setting]
     ending = f" ({_TO_FILL_IN})" if outline else ""
     return shlex.join(parts) + ending
+
+
+def _option(field: str, value: object) -> list[str]:
+    """An option with its value, as one word where the value would be read as an option."""
+    name, text = f"--{field.replace('_', '-')}", str(value)
+    return [f"{name}={text}"] if text.startswith("-") else [name, text]

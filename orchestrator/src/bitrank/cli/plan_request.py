@@ -30,6 +30,7 @@ def measured_spec(arguments: argparse.Namespace) -> RunSpec:
 
 def config_spec(arguments: argparse.Namespace) -> RunSpec:
     """The spec of a run of the model that ``--model``, a ``config.json``, describes."""
+    find_profile(arguments.profile)  # for the printed run: nothing here depends on it
     refuse([key for key in TASK_OPTIONS if getattr(arguments, key) is not None], OF_OUTLINE)
     given = _given(arguments, OF_OUTLINE)
     length = {} if "epochs" in given else {"steps": 1}
