@@ -43,6 +43,7 @@ _GROUPED = {**_SIZES, "num_key_value_heads": 2}
 _GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 _ENCODERS = {
     "albert", "bart", "bert", "distilbert", "electra", "modernbert", "mpnet", "roberta", "t5", "xlmr",
+    "xlnet",
 }  # fmt: skip
 
 
@@ -175,6 +176,9 @@ ARCHITECTURES = {
             "chunk_size": 16,
         },
     ),
+    "mpt": Architecture(
+        "MptForCausalLM", {**_TOKENS, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64}
+    ),
     "mixtral": Architecture("MixtralForCausalLM", {**_TOKENS, **_GROUPED, "num_local_experts": 4}),
     "t5": Architecture(
         "T5ForConditionalGeneration",
@@ -225,6 +229,11 @@ ARCHITECTURES = {
         "distilbert",
     ),
     "mpnet": Architecture("MPNetForSequenceClassification", {**_TOKENS, **_SIZES}, "mpnet"),
+    "xlnet": Architecture(
+        "XLNetForSequenceClassification",
+        {**_TOKENS, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64},
+        "transformer",
+    ),
 }
 DECODERS = tuple(name for name in ARCHITECTURES if name not in _ENCODERS)
 CLASSIFIERS = tuple(name for name in ARCHITECTURES if not name.startswith("mamba"))

@@ -16,7 +16,7 @@ from bitrank.run.plans import make_plans
 from bitrank.spec.configs import find_config
 from bitrank.spec.run_spec import RunSpec
 from small_models import write
-from transformers import BartConfig, GPT2Config
+from transformers import BartConfig, GPT2Config, MptConfig
 
 CASES = {
     "t5": ("language-modelling", "is an encoder-decoder .t5. and cannot do language modelling"),
@@ -50,6 +50,11 @@ def test_task_that_an_architecture_does_not_support_is_refused_by_run_and_plan(
         ("mamba", "language-modelling", "has state-space layers .mamba."),
         ("mamba2", "language-modelling", "has state-space layers .mamba2."),
         ("albert", "classification", "has no row of blocks of its own .albert."),
+        (
+            "xlnet",
+            "classification",
+            "attention whose weights are parameters outside of linear layers .xlnet:",
+        ),
     ],
 )
 def test_model_without_matrices_to_plan_is_refused_by_run_and_plan(
@@ -131,6 +136,15 @@ def test_dropout_is_set_where_a_configuration_has_whole_numbers_and_parts() -> N
     assert rates == [0.1] * 4
     _set_dropout(config, None)
     assert config.attn_pdrop == 0.1
+
+
+def test_a_rate_that_takes_whole_numbers_only_stays_zero_or_is_named() -> None:
+    config = MptConfig(resid_pdrop=0.1)
+    _set_dropout(config, 0.0)
+    assert (config.attn_config.attn_pdrop, config.resid_pdrop, config.emb_pdrop) == (0, 0.0, 0.0)
+    sentence = "attn_pdrop of MptAttentionConfig cannot be 0.1, .* Give --set dropout=0$"
+    with pytest.raises(UserError, match=sentence):
+        _set_dropout(config, 0.1)
 
 
 def test_whole_layers_are_not_dropped_either() -> None:

@@ -95,6 +95,11 @@ def check_adaptable(name: str, model: nn.Module) -> None:
             f"{name} has state-space layers ({family}), whose kernels multiply by weights outside of their "
             "linear layers, where no format and no adapter would apply; give a transformer such as gpt2"
         )
+    if (attention := _attention_without_layers(model)) is not None:
+        raise UserError(
+            f"{name} has attention whose weights are parameters outside of linear layers ({family}: "
+            f"{attention}), where no format and no adapter would apply; give another model, such as minilm"
+        )
     if not block_matrices(model):
         raise UserError(
             f"{name} has no row of blocks of its own ({family}): plans name matrices by block, and a model "
@@ -102,10 +107,22 @@ def check_adaptable(name: str, model: nn.Module) -> None:
         )
 
 
+def _attention_without_layers(model: nn.Module) -> str | None:
+    """The name of an attention that multiplies by parameters of its own only, as XLNet's does."""
+    for name, module in model.named_modules():
+        if "att" not in name.rpartition(".")[2]:
+            continue
+        own = any(parameter.dim() == 3 for parameter in module.parameters(recurse=False))
+        if own and not any(isinstance(part, nn.Linear) for part in module.modules()):
+            return name
+    return None
+
+
 def check_folder(folder: Path) -> None:
     """Raise :class:`UserError` if ``folder`` holds an adapter, for which transformers would load the base."""
     if (folder / "adapter_config.json").is_file():
         raise UserError(
             f"{folder} holds a PEFT adapter (adapter_config.json), not a whole model; give its base, or "
-            "fold the adapter into it first (bitrank export)"
+            "fold the adapter into it first (bitrank export). Where the folder has a whole model too, move "
+            "the adapter's files out of it"
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from bitrank.errors import UserError
 from bitrank.models.architectures import check_task, config_of
 from bitrank.models.locate import locate, repository_of
 from bitrank.spec.task_kinds import task_kind
@@ -65,6 +66,18 @@ def _set_dropout(config: Any, dropout: float | None) -> None:
         if isinstance(value, PretrainedConfig):  # that of a part of the model
             _set_dropout(value, dropout)
         elif is_rate and ("dropout" in key or "pdrop" in key):
-            setattr(config, key, dropout)
+            _set_rate(config, key, dropout)
         elif is_rate and "layerdrop" in key:  # whole layers are never dropped more often than before
-            setattr(config, key, min(value, dropout))
+            _set_rate(config, key, min(value, dropout))
+
+
+def _set_rate(config: Any, key: str, rate: float) -> None:
+    if getattr(config, key) == rate:  # MPT's is the whole number 0, and a fraction is refused there
+        return
+    try:
+        setattr(config, key, rate)
+    except Exception as error:  # transformers checks values by errors of many classes
+        raise UserError(
+            f"{key} of {type(config).__name__} cannot be {rate}, the dropout that was asked for: "
+            f"{' '.join(str(error).split())}. Give --set dropout={getattr(config, key)}"
+        ) from error
