@@ -397,6 +397,18 @@ def test_folder_without_weights_and_a_lost_shard_are_refused(tmp_path: Path) -> 
         opened(folder, LM)
 
 
+@pytest.mark.parametrize(
+    "index",
+    [{}, [], {"weight_map": {"a": "b"}}, {"metadata": None, "weight_map": {"a": "b"}}, {"metadata": {}}],
+)
+def test_an_index_of_another_form_is_refused_with_its_name(tmp_path: Path, index: Any) -> None:
+    folder = write(tmp_path / "m", "llama")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"m/model.safetensors.index.json is no index of safetensors files"):
+        opened(folder, LM)
+
+
 def test_folder_with_an_adapter_is_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "m", "llama")
     (folder / "adapter_config.json").write_text("{}")

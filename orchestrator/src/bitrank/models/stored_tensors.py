@@ -122,6 +122,12 @@ def weight_files(folder: Path, config: Any = None) -> list[Path]:
             f"{folder} has no weights: expected model.safetensors, or model.safetensors.index.json with all "
             "the files that it names"
         ) from error
+    except (KeyError, TypeError, AttributeError) as error:  # of the index, whose form is not checked there
+        index = folder / (named or "model.safetensors.index.json")
+        raise UserError(
+            f"{index} is no index of safetensors files: expected an object with the objects metadata and "
+            "weight_map (tensor to file); fetch the file again, or write the model with save_pretrained"
+        ) from error
     paths = [Path(file) for file in found or []]
     absent = [path.name for path in paths if not path.is_file()]
     if absent:
