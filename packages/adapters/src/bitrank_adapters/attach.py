@@ -30,6 +30,9 @@ from bitrank_adapters.plans import RankPlan, check_ranks, positive_ranks
 from bitrank_adapters.scales import REFERENCE_RANK, AdapterScale
 
 DEFAULT_SCALE = AdapterScale()
+# Prunings that a short training has at least between warm-up and freeze: the interval is given in steps, the
+# warm-up and the freeze in shares of them.
+_LEAST_CUTS = 2
 # Model classes of transformers by PEFT task type.
 _PEFT_HEADS = {"classifier", "score"}  # modules that PeftModelForSequenceClassification trains whole
 _TASK_TYPES = {
@@ -45,8 +48,9 @@ class AdaLora:
     """AdaLoRA schedule (Zhang et al. 2023): from rank ``init_r`` to an average rank of ``target_r``.
 
     The budget (sum of ranks) is constant for the share ``warm`` of the steps, then decreases as a cubic, and
-    is frozen for the last share ``final``. ``every`` is the number of steps between two prunings,
-    ``orthogonality`` the weight of the regularizer (0.1 in the authors' scripts).
+    is frozen for the last share ``final``. ``every`` is the number of steps between two prunings, at most
+    half of the steps between warm-up and freeze. ``orthogonality`` is the weight of the regularizer (0.1 in
+    the authors' scripts).
     """
 
     init_r: int = 12
@@ -134,7 +138,7 @@ def attach_adalora(
         target_r=schedule.target_r,
         tinit=warm,
         tfinal=final,
-        deltaT=schedule.every,
+        deltaT=min(schedule.every, max(1, (total_steps - final - warm) // _LEAST_CUTS)),
         total_step=total_steps,
         orth_reg_weight=schedule.orthogonality,
         lora_alpha=scale.alpha(schedule.init_r),  # type: ignore[arg-type]

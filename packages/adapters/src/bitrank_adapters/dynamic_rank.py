@@ -37,7 +37,8 @@ class Dynamic:
     """Schedule from rank ``init_r`` to a mean rank of ``target_r``, with the authors' shares of the steps.
 
     Nothing is pruned in the share ``warm`` of the steps; ranks are constant in the last share ``final``.
-    ``every`` is the number of steps between two prunings, ``variance`` the weight of the penalty.
+    ``every`` is the number of steps between two prunings, at most half of those between warm-up and freeze.
+    ``variance`` is the weight of the penalty.
     """
 
     init_r: int = 12

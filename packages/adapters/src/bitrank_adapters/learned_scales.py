@@ -39,7 +39,8 @@ class LearnedScales:
     """Schedule from rank ``init_r`` to a mean rank of ``target_r``, and the weights of the penalties.
 
     Nothing is pruned in the share ``warm`` of the steps; ranks are constant in the last share ``final``.
-    ``every`` is the number of steps between two prunings, ``sparsity`` λ₁ and ``variation`` λ₂.
+    ``every`` is the number of steps between two prunings, at most half of those between warm-up and freeze.
+    ``sparsity`` is λ₁ and ``variation`` λ₂.
     """
 
     init_r: int = 12
