@@ -8,6 +8,7 @@ from bitrank_adapters import (
     AdapterScale,
     ResidualStart,
     adapted,
+    attach_lora,
     attach_weight_decomposed,
     fuse,
     uniform_ranks,
@@ -35,6 +36,21 @@ def test_a_new_adapter_changes_nothing(make, blocks, ids, name: str) -> None:
     model = attach(make, blocks, name)
     plain = make(name)(input_ids=ids).logits
     assert torch.allclose(model(input_ids=ids).logits, plain, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
+def test_a_new_adapter_on_a_16_bit_model_has_the_outputs_of_plain_lora(make, blocks, ids, name: str) -> None:
+    """PEFT rounds the lengths to bf16, by up to 0.2 %, so a layer's rows would not start as the base's."""
+    ranks, scale = uniform_ranks(blocks[name], 4), AdapterScale(2.0, "constant")
+    plain, decomposed = (
+        attach(make(name, torch.bfloat16), ranks, scale=scale).eval()
+        for attach in (attach_lora, attach_weight_decomposed)
+    )
+    for _, layer in adapted(decomposed):
+        weight_OI = layer.get_base_layer().weight.float()
+        length_O = (weight_OI.T if layer.fan_in_fan_out else weight_OI).norm(dim=1)
+        assert torch.allclose(layer.lora_magnitude_vector["default"].weight, length_O, rtol=1e-6)
+    assert torch.equal(decomposed(input_ids=ids).logits, plain(input_ids=ids).logits)
 
 
 def test_layer_computes_the_formula(make, blocks) -> None:

@@ -17,6 +17,7 @@ from torch import nn
 from bitrank_adapters.attach import DEFAULT_SCALE, attach_config, lora_config, shapes_of
 from bitrank_adapters.errors import AdapterError
 from bitrank_adapters.plans import RankPlan, check_ranks, positive_ranks
+from bitrank_adapters.rank_hooks import adapted
 from bitrank_adapters.scales import AdapterScale
 
 _ADAPTER = "default"
@@ -40,7 +41,10 @@ def attach_weight_decomposed(
     _refuse_8_bit_on_cpu(model, plan)
     config = lora_config(plan, scale, heads)
     config.use_dora = True
-    return attach_config(model, config, scale, heads, seed)
+    peft_model = attach_config(model, config, scale, heads, seed)
+    for _, layer in adapted(peft_model):
+        reset_magnitude(layer)  # PEFT rounds the lengths to the dtype of the base
+    return peft_model
 
 
 def _refuse_8_bit_on_cpu(model: nn.Module, plan: RankPlan) -> None:
