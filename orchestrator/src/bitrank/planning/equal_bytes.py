@@ -10,7 +10,8 @@ these formats is taken in which it fits:
 So embeddings are quantized before blocks get fewer bits, which would be the greater disadvantage. Adapters
 that fit their own groups only (QA-LoRA, L4Q, trained scales) change groups in the last step alone. Then the
 rank is raised as far as the budget allows, above the arm's own if there are bytes left. Ranks that are pruned
-count as the mean rank that remains. Only shapes are needed, so this takes milliseconds.
+count as the mean rank that remains. No rank is larger than the arm's start has directions for. Only shapes
+are needed, so this takes milliseconds.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from bitrank.errors import UserError
 from bitrank.planning.budget import Sizes
 from bitrank.planning.kept_ranks import adapter_bytes, kept_ranks
 from bitrank.spec.config import Config
+from bitrank.spec.inits import INITS
 from bitrank.spec.rule_interface import Formats, RankRule, Ranks
 from bitrank.spec.rules import GivenBits, GivenRanks
 
@@ -56,6 +58,8 @@ def fit_arm(config: Config, sizes: Sizes, budget: int) -> Fitted:
     every format of its kind.
     """
     blocks = [matrix for matrix in sizes.outline.matrices if matrix.adaptable]
+    init = INITS[config.settings.get("init", "default")]
+    most = min(init.largest_rank(matrix.shape) for matrix in blocks)
     smallest: tuple[int, str] | None = None
     for bits in _formats_to_try(config, sizes.outline.matrices):
         rule = _in_formats(config.rank, blocks, bits)
@@ -66,7 +70,7 @@ def fit_arm(config: Config, sizes: Sizes, budget: int) -> Fitted:
             weights = sizes.of_config(Config(GivenBits(bits), GivenRanks({}), config.family))
         except QuantError:  # no backend stores a matrix of this shape in this format
             continue
-        fitted, least = _with_rank(rule, blocks, bits, budget - weights)
+        fitted, least = _with_rank(rule, blocks, bits, budget - weights, most)
         if fitted is not None:
             changed = _changed(config.rank, rule) | fitted.fields
             return replace(fitted, fields=changed, nbytes=fitted.nbytes + weights)
@@ -132,17 +136,18 @@ def _stored_bits(fmt: Format) -> float:
 
 
 def _with_rank(
-    rule: RankRule, blocks: Sequence[WeightMatrix], bits: Formats, left: int
+    rule: RankRule, blocks: Sequence[WeightMatrix], bits: Formats, left: int, most: int
 ) -> tuple[Fitted | None, int]:
     """Return ``rule`` at the largest rank that takes at most ``left`` bytes, and the bytes of the least rank.
 
+    No rank that ``rule`` starts with is above ``most``, unless its own is.
     The first value is None if the least rank does not fit. ``nbytes`` is that of the adapters alone.
     """
     own = _own_rank(rule)
     if own is None or adapter_bytes(rule, blocks) == adapter_bytes(_resized(rule, own + 1), blocks):
         nbytes = adapter_bytes(rule, blocks)  # the rank changes no byte, so it stays
         return (Fitted(bits, {}, kept_ranks(rule, blocks), nbytes) if nbytes <= left else None), nbytes
-    largest = max(own, min(min(matrix.shape) for matrix in blocks) * own // _first_rank(rule))
+    largest = max(own, most * own // _first_rank(rule))
     low = min(LEAST_RANK, own)
     least = adapter_bytes(_resized(rule, low), blocks)
     if least > left:
