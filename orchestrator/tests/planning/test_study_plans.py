@@ -150,14 +150,14 @@ def test_an_outdated_plan_is_removed_if_none_can_be_made(
 def test_planning_time_becomes_further_steps(tmp_path: Path) -> None:
     study = replace(STUDIES["search-cost"], budgets=("3bits",))
     exact, longer = tmp_path / "exact-3bits.json", tmp_path / "equal-compute-3bits.json"
-    seconds = {"planning_seconds": {"measuring": 3.0, "choosing": 1.1}}
-    for path in (exact, longer):
+    for path, measuring in ((exact, 5.0), (longer, 2.0)):  # both gather inputs for 2 s
+        seconds = {"planning_seconds": {"measuring": measuring, "choosing": 1.1}}
         path.write_text(json.dumps({"precision": {}, "ranks": {}, **seconds}))
     spec = make_spec(SMOKE, "", "toy_sentences", {"plan": str(longer), "steps": 10})
     other = study_plans.longer_cells([spec, make_spec(SMOKE, "B-FP", "toy_sentences")], study)
     assert other == {("equal-compute-3bits", "toy_sentences"): str(exact.resolve())}
     longer_spec = study_plans.trained_longer(spec, other[cell_of(spec)], seconds_per_step=0.5)
-    assert longer_spec.steps == 10 + 9, "4.1 s at half a second each, rounded up"
+    assert longer_spec.steps == 10 + 9, "6.1 − 2 s at half a second each, rounded up"
     exact.unlink()
     with pytest.raises(UserError, match="trains longer by the planning time of exact, which has no plan"):
         study_plans.longer_cells([spec], study)

@@ -15,6 +15,7 @@ from bitrank_planner import SEARCHES
 
 from bitrank.errors import UserError, unknown
 from bitrank.planning.budget import counted_with, parse_budget, sizes_of
+from bitrank.planning.data_seconds import data_of, gathering_seconds
 from bitrank.planning.equal_bytes import fit_arm
 from bitrank.planning.learning_rates import Cell, cell_of
 from bitrank.planning.make_plan import PlanRequest, PlanResult, make_plan
@@ -26,7 +27,7 @@ from bitrank.planning.study_plan_place import plan_dependencies, plan_path
 from bitrank.planning.study_records import config_name
 from bitrank.process.worker import begin_worker
 from bitrank.spec.configs import CONFIGS, PLAN_QUANTIZER, Config, PlannedArm
-from bitrank.spec.inits import INITS
+from bitrank.spec.inits import SENSITIVITIES
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.plan_file import plan_data, read_plan, save_plan
 from bitrank.spec.profiles import Profile
@@ -139,7 +140,7 @@ def _planned(
     if path.exists() and read_plan(path).get("made_for") == made_for:
         return path
     try:
-        fitted = _fitted_data(spec, planning, arm, budget)
+        fitted = _fitted_data(spec, planning, arm, budget, overrides)
         data = fitted or _planned_data(planning, study, arm, budget, overrides)
     except ValueError as error:
         path.unlink(missing_ok=True)  # a plan of an earlier command is outdated
@@ -177,24 +178,30 @@ def _planned_data(
     if entry.rank_rule is not None:
         (rank,) = set(result.plan.ranks.values())
         data |= {"planner": arm, "rank_rule": {"name": entry.rank_rule, "rank": rank}}
-    measuring = result.tables.seconds if entry.needs_measurement else 0.0
+    measuring = gathering_seconds(spec, data_of(entry.init, spec.quantizer) - {SENSITIVITIES})
+    if entry.needs_measurement:
+        measuring += result.tables.seconds
     return data | {"planning_seconds": {"measuring": measuring, "choosing": choosing}}
 
 
-def _fitted_data(spec: RunSpec, planning: RunSpec, arm: str, budget: str) -> dict[str, Any] | None:
+def _fitted_data(
+    spec: RunSpec, planning: RunSpec, arm: str, budget: str, overrides: Mapping[str, Any]
+) -> dict[str, Any] | None:
     """Return the data of the plan file of a config at ``budget``; None if ``arm`` has no rules of its own.
 
-    The seconds of the measurement of ``planning`` count if the arm's adapters start by it. Raises
-    :class:`UserError` if the config does not fit.
+    The seconds of what the arm's start and quantizer read of the training data count, those of the
+    measurement of ``planning`` among them. A quantizer in ``overrides`` replaces the arm's, as in its runs.
+    Raises :class:`UserError` if the config does not fit.
     """
     config = CONFIGS.get(arm)
     if not isinstance(config, Config):
         return None
-    settings = {"init": spec.init, "quantizer": spec.quantizer, **config.settings}
+    own = config.settings.get("quantizer", spec.quantizer)
+    settings = {"init": spec.init, **config.settings, "quantizer": overrides.get("quantizer", own)}
     sizes = counted_with(sizes_of(spec), settings["quantizer"])
     limit = parse_budget(budget, sizes)
-    fitted = fit_arm(config, sizes, limit)
-    measuring = _measuring_seconds(planning) if INITS[settings["init"]].weighted else 0.0
+    fitted = fit_arm(replace(config, settings=settings), sizes, limit)
+    measuring = gathering_seconds(planning, data_of(settings["init"], settings["quantizer"]))
     return {
         "planner": arm,
         "budget": limit,
@@ -207,12 +214,6 @@ def _fitted_data(spec: RunSpec, planning: RunSpec, arm: str, budget: str) -> dic
         "shapes": {name: list(sizes.matrices[name].shape) for name in fitted.precision},
         "planning_seconds": {"measuring": measuring, "choosing": 0.0},
     }
-
-
-def _measuring_seconds(planning: RunSpec) -> float:
-    from bitrank.sensitivity.measure import measure
-
-    return measure(planning).seconds
 
 
 def _best_of(entry: StudyArm, spec: RunSpec, study: PlannerStudy, budget: str) -> tuple[PlanResult, float]:
@@ -256,9 +257,13 @@ def longer_cells(specs: Sequence[RunSpec], study: PlannerStudy) -> dict[Cell, st
 
 
 def trained_longer(spec: RunSpec, other_plan: str, seconds_per_step: float) -> RunSpec:
-    """Return ``spec`` with the planning seconds of ``other_plan`` as further steps."""
-    assert spec.steps is not None, "checked by longer_cells"
-    seconds = sum(read_plan(Path(other_plan))["planning_seconds"].values())
+    """Return ``spec`` with the planning seconds of ``other_plan`` as further steps.
+
+    Those of gathering data for the quantizer, which both have, are spent already.
+    """
+    assert spec.steps is not None and spec.plan is not None, "checked by longer_cells"
+    own = read_plan(Path(spec.plan))["planning_seconds"].get("measuring", 0.0)
+    seconds = max(0.0, sum(read_plan(Path(other_plan))["planning_seconds"].values()) - own)
     return replace(spec, steps=spec.steps + math.ceil(seconds / seconds_per_step))
 
 

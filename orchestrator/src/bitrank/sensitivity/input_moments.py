@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from functools import partial
 from pathlib import Path
 
@@ -66,6 +67,7 @@ def gather(spec: RunSpec) -> Path:
 
 
 def _gather(spec: RunSpec, folder: Path) -> None:
+    started = time.monotonic()
     task = calibration_task(spec)
     device = choose_device(spec.device)
     with one_thread_per_operation(device):
@@ -84,7 +86,8 @@ def _gather(spec: RunSpec, folder: Path) -> None:
             files |= {name: (f"{number}.safetensors", key) for name, key in keys.items()}
         # An embedding with inputs is one whose weight a head shares.
         tables = [m.name for m in opened.matrices if m.role == "embedding" and m.name not in files]
-    (folder / _INDEX).write_text(json.dumps({"matrices": files, "tables": tables}))
+    seconds = time.monotonic() - started
+    (folder / _INDEX).write_text(json.dumps({"matrices": files, "tables": tables, "seconds": seconds}))
 
 
 def _sequences(task: TokenisedTask) -> int:
@@ -108,13 +111,17 @@ def _without_copies(found: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Ten
 
 
 class StoredMoments:
-    """The moments in a folder of :func:`gather`, read at first use."""
+    """The moments in a folder of :func:`gather`, read at first use.
+
+    ``seconds`` is the time that gathering took.
+    """
 
     def __init__(self, folder: Path) -> None:
         index = json.loads((folder / _INDEX).read_text())
         self._folder = folder
         self._files: dict[str, list[str]] = index["matrices"]
         self._tables = frozenset(index["tables"])
+        self.seconds: float = index["seconds"]
 
     def of(self, name: str, columns: int) -> InputMoments:
         """The moments of matrix ``name`` with ``columns`` inputs.

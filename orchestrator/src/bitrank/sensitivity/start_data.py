@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from functools import partial
 from pathlib import Path
 
@@ -23,11 +24,11 @@ from bitrank.errors import UserError
 from bitrank.sensitivity.cache_key import key_parts
 from bitrank.sensitivity.calibration import calibration, calibration_task, one_thread_per_operation
 from bitrank.sensitivity.measure import real_positions
+from bitrank.spec.inits import COMPONENTS
 from bitrank.spec.inputs import check_inputs, source_of
 from bitrank.spec.provenance import code_hash
 from bitrank.spec.run_spec import RunSpec
 
-COMPONENTS = 128  # principal components of each matrix's inputs that are kept
 _INDEX = "index.json"
 
 
@@ -58,6 +59,7 @@ def gather_start_data(spec: RunSpec) -> Path:
 
 
 def _gather(spec: RunSpec, folder: Path) -> None:
+    started = time.monotonic()
     importance: dict[str, float] = {}
     files: dict[str, str] = {}
 
@@ -83,13 +85,15 @@ def _gather(spec: RunSpec, folder: Path) -> None:
         one_stack = len({matrix.stack for matrix in ready.matrices if matrix.adaptable}) == 1
         measured = [m for m in ready.matrices if not one_stack or m.name in adaptable]
         measure_moments(replay, measured, lambda _: release_memory(), keep)
-    (folder / _INDEX).write_text(json.dumps({"files": files, "importance": importance}))
+    seconds = time.monotonic() - started
+    (folder / _INDEX).write_text(json.dumps({"files": files, "importance": importance, "seconds": seconds}))
 
 
 class StartData:
     """The data in a folder of :func:`gather_start_data`, read at first use.
 
-    ``importance`` maps each matrix of the blocks to mean |W ∘ ∂loss/∂W|.
+    ``importance`` maps each matrix of the blocks to mean |W ∘ ∂loss/∂W|. ``seconds`` is the time that
+    gathering took.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -97,6 +101,7 @@ class StartData:
         self._folder = folder
         self._files: dict[str, str] = index["files"]
         self.importance: dict[str, float] = index["importance"]
+        self.seconds: float = index["seconds"]
 
     def gradient(self, name: str) -> Tensor:
         """The gradient (O, I) of the mean loss by matrix ``name``, fp32."""
