@@ -50,6 +50,7 @@ _BY_ARGUMENT = {
     "model": "give the model as the first argument",
     "plan": "this function makes a plan; leave it out",
     "init": "costs are those of the argument init; give init=",
+    "init_rounds": "costs are those of one round; give it to the run of the plan",
     **dict.fromkeys(TUNED, "the planner chooses the ranks; restrict them with ranks=, max_rank= or pins="),
 }
 

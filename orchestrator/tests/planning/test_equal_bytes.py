@@ -182,7 +182,7 @@ def test_plan_of_a_config_gives_its_rule_defaults_and_bytes(
 def test_defaults_of_the_named_config_hold_unless_the_plan_gives_its_own(tmp_path: Path) -> None:
     path = tmp_path / "by-hand.json"
     plan = {"precision": {}, "ranks": {}, "rank_rule_of": {"config": "LoftQ-5-Q4"}}
-    for own, init in (({}, "loftq"), ({"init": "default"}, "default")):
+    for own, init in (({}, "loftq"), ({"init": "qera"}, "qera")):
         path.write_text(json.dumps(plan | own))
         spec = make_spec(SMOKE, "", TASK, {"plan": str(path)})
         assert (spec.init, spec.init_rounds) == (init, 5)

@@ -41,6 +41,7 @@ ONE_SCALE = [
     if isinstance(arm, Config) and isinstance(arm.rank, LearnedScaleRank)
 ]
 IN_16_BITS = ("B-FP", "B-Ada")
+WITH_ROUNDS = ("loftq", "lq-lora", "qera")
 PLANNED = [name for name, arm in CONFIGS.items() if isinstance(arm, PlannedArm)]
 
 
@@ -50,7 +51,12 @@ def is_refused(arm: str, init: str, backend: str) -> bool:
         (arm in PRUNING and init in ("pissa", "corda", "lora-ga", "eva", "gora"))
         or (arm in ONE_SCALE and init != "default")
         or (arm in OWN_FORMATS and (init != "default" or backend != "auto"))
-        or (init in ("pissa", "corda", "lora-ga") and (arm in IN_16_BITS or backend == "none"))
+        or (
+            init in ("pissa", "corda", "lora-ga", *WITH_ROUNDS)
+            and (arm in IN_16_BITS or backend == "none")
+            and arm not in PLANNED
+        )
+        or (arm == "LoftQ-5-Q4" and init not in WITH_ROUNDS)
         or (arm in PLANNED and init not in ("default", "lq-lora"))
     )
 
@@ -65,6 +71,27 @@ def test_every_combination_is_accepted_or_refused_with_the_reason(arm: str) -> N
         else:
             spec = make_spec(PROFILES["smoke"], arm, "toy_articles", chosen)
             assert (spec.init, spec.quantizer, spec.quant_backend) == (init, quantizer, backend)
+
+
+@pytest.mark.parametrize("arm", ["B-Q4", "PiSSA-Q4", "GoRA-Q4", "EVA-Q4", "CorDA-Q4", "QA-LoRA-Q4"])
+def test_rounds_of_a_start_without_rounds_are_refused(arm: str) -> None:
+    with pytest.raises(UserError, match=f"{arm} does not .*init_rounds=5: .*expected one of loftq, lq-lora"):
+        make_spec(PROFILES["smoke"], arm, "toy_articles", {"init_rounds": 5})
+    assert make_spec(PROFILES["smoke"], arm, "toy_articles", {"init_rounds": 1}).init_rounds == 1
+
+
+@pytest.mark.parametrize("arm", ["LoftQ-Q4", "LQ-LoRA-Q4", "QERA-Q4", "CLoQ-Q4", "Plan-Q4"])
+def test_rounds_of_residual_starts_are_accepted(arm: str) -> None:
+    assert make_spec(PROFILES["smoke"], arm, "toy_articles", {"init_rounds": 5}).init_rounds == 5
+
+
+def test_a_repair_of_what_is_not_quantized_is_refused() -> None:
+    """It would be plain LoRA under another name."""
+    for arm, given in (("B-FP", {"init": "loftq"}), ("QERA-Q4", {"quant_backend": "none"})):
+        with pytest.raises(
+            UserError, match="stay in 16 bits here, and this start repairs quantization; give"
+        ):
+            make_spec(PROFILES["smoke"], arm, "toy_articles", given)
 
 
 # Starts from measured data have random or plain data here.

@@ -17,6 +17,7 @@ OF_PLAN = {
     "plan": "this command makes a plan; leave it out",
     "seed": "give --seed",
     "init": "costs are those of --init; give --init",
+    "init_rounds": "costs are those of one round; give it to the run of the plan",
     **dict.fromkeys(TUNED, "the planner chooses the ranks; restrict them with --ranks, --max-rank or --pin"),
 }
 # A plan from a config.json alone reads neither a task nor weights.
@@ -29,7 +30,7 @@ OF_OUTLINE = {
 OF_STUDY = {
     "plan": "the study makes the plans of its arms; train yours with `bitrank run --plan FILE`",
     **_SEEDS,
-    "init": "each arm of a study has its own; choose arms with --arms",
+    **dict.fromkeys(("init", "init_rounds"), "each arm of a study has its own; choose arms with --arms"),
     **dict.fromkeys(
         TUNED, "each arm of a study has its own ranks within the budget; choose arms with --arms"
     ),

@@ -12,7 +12,7 @@ from bitrank_quant import OVERRIDES
 
 from bitrank.errors import UserError, unknown
 from bitrank.spec.configs import CONFIGS, Arm, Config, PlannedArm, find_arm
-from bitrank.spec.inits import INITS, PLANNED_INITS
+from bitrank.spec.inits import INITS, PLANNED_INITS, Init
 from bitrank.spec.inputs import data_digest, located, model_digest
 from bitrank.spec.plan_file import plan_stem, valid_plan
 from bitrank.spec.profiles import Profile
@@ -101,25 +101,40 @@ def _check_planned_init(name: str, arm: Arm, chosen: Mapping[str, Any]) -> None:
 
 
 def _check_combination(name: str, arm: Arm, chosen: Mapping[str, Any]) -> None:
-    """Raise :class:`UserError` for an initialization or a format that the adapters of ``arm`` cannot have."""
+    """Raise :class:`UserError` for an initialization or a format that the adapters of ``arm`` cannot have.
+
+    One without an effect would be another arm's run under a name of its own.
+    """
+    init = INITS.get(chosen.get("init", "default"))
+    _check_rounds(name, init, chosen)
     if not isinstance(arm, Config):
         return
-    init = INITS.get(chosen.get("init", "default"))
     reason = None if init is None else arm.rank.refusal(init)
     if reason is not None:
         raise UserError(f"{name} does not combine with init={chosen['init']}: {reason}")
     override = OVERRIDES.get(chosen.get("quant_backend", "auto"))
     stays_whole = isinstance(arm.precision, Sixteen) or (override is not None and override.format == SIXTEEN)
-    if init is not None and init.splits and stays_whole:
+    if init is not None and (init.splits or init.residual) and stays_whole:
+        start = "is a part of a matrix whose rest is quantized" if init.splits else "repairs quantization"
         raise UserError(
             f"{name} does not combine with init={chosen['init']}: its matrices stay in 16 bits here, and "
-            "this start is a part of a matrix whose rest is quantized; give init=default, or an arm and a "
-            "quant_backend with fewer bits"
+            f"this start {start}; give init=default, or an arm and a quant_backend with fewer bits"
         )
     if arm.rank.own_formats and override is not None and override.format is not None:
         raise UserError(
             f"{name} does not combine with quant_backend={chosen['quant_backend']}, which replaces formats "
             f"by {override.format}: its adapters fit its own formats only; give quant_backend=auto"
+        )
+
+
+def _check_rounds(name: str, init: Init | None, chosen: Mapping[str, Any]) -> None:
+    """Raise :class:`UserError` for rounds of an initialization that has none."""
+    rounds = chosen.get("init_rounds", 1)
+    if init is not None and rounds > 1 and not init.residual:
+        with_rounds = ", ".join(key for key, known in INITS.items() if known.residual)
+        raise UserError(
+            f"{name} does not combine with init={chosen.get('init', 'default')} and init_rounds={rounds}: "
+            f"this start has no rounds, expected one of {with_rounds}; give init_rounds=1 or one of these"
         )
 
 
