@@ -73,7 +73,10 @@ class AdaLoraRanks(FixedRanks):
         return int(self._tuner.rankallocator.target_bgt)
 
     def penalty(self) -> Tensor:
-        """weight · mean over P and Q of ‖PᵀP − I‖_F (Zhang et al. 2023, equation 4)."""
+        """weight · mean over P and Q of ‖PᵀP − I‖_F, as in PEFT.
+
+        Equation 4 of Zhang et al. 2023 has squared norms, the authors' code has not.
+        """
         term: Tensor = OffOrthogonal.apply(*self._factors)
         return self._config.orth_reg_weight * term
 
