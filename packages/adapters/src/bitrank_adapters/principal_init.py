@@ -59,6 +59,7 @@ class CordaStart(PartStart):
         scaled_II = second_II / mean if mean > 0 else torch.eye(len(second_II)).to(second_II)
         scaled_II = scaled_II + _DAMPING * torch.eye(len(scaled_II)).to(scaled_II)
         left_OR, values_R = output_directions(exact_OI, scaled_II @ scaled_II, rank)
-        root_R = values_R.clamp_min(_LEAST * values_R[0]).sqrt()
+        least = torch.finfo(values_R.dtype).tiny  # all values of a zero matrix are 0
+        root_R = values_R.clamp_min((_LEAST * values_R[0]).clamp_min(least)).sqrt()
         down_RI = (left_OR.T @ exact_OI) / root_R[:, None]
         return Part((left_OR * root_R).to(whole_OI), down_RI.to(whole_OI))
