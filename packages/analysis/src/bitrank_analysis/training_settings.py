@@ -39,6 +39,16 @@ SETTINGS = (
     "quant_backend",
     "dtype",
 )
+# Fields that decide which examples, tokens or answers a run is tested on, and by which model.
+EVALUATION = (
+    "model",
+    "kind",
+    "max_length",
+    "special_tokens",
+    "text_column",
+    "label_column",
+    "test_windows",
+)
 # Fields that belong to an arm and that a run may override: runs of one arm and task share them.
 ARM_SETTINGS = ("arm", "rank", "init_r", "target_r", "init", "init_rounds", "quantizer", "shrink")
 
@@ -66,6 +76,16 @@ def unusual_settings(
     return unusual
 
 
+def differences(
+    database: duckdb.DuckDBPyConnection, run_id: str, others: Sequence[str], keys: Sequence[str]
+) -> dict[str, str]:
+    """Run of ``others`` → its settings of ``keys`` that differ from those of ``run_id``; "" for none."""
+    found = _settings(database)
+    first = _chosen(found.get(run_id, {}), keys)
+    own = {other: _chosen(found.get(other, {}), keys) for other in others}
+    return {other: _named(values, first, keys) for other, values in own.items()}
+
+
 def _chosen(values: Mapping[str, str], keys: Sequence[str]) -> dict[str, str]:
     """The values of ``keys`` that are set: a field left open is equal to one that a spec lacks."""
     return {key: values[key] for key in keys if values.get(key, "None") != "None"}
@@ -78,18 +98,18 @@ def _different(by_run: Mapping[str, dict[str, str]], keys: Sequence[str]) -> dic
     """
     hashable = [tuple(sorted(values.items())) for values in reversed(list(by_run.values()))]
     usual = dict(Counter(hashable).most_common(1)[0][0])
-    return {
-        run_id: ", ".join(
-            f"{key}={values.get(key, 'unset')}" for key in keys if values.get(key) != usual.get(key)
-        )
-        for run_id, values in by_run.items()
-    }
+    return {run_id: _named(values, usual, keys) for run_id, values in by_run.items()}
+
+
+def _named(values: Mapping[str, str], usual: Mapping[str, str], keys: Sequence[str]) -> str:
+    """``key=value`` of each of ``keys`` whose value differs from the usual one."""
+    return ", ".join(f"{key}={values.get(key, 'unset')}" for key in keys if values.get(key) != usual.get(key))
 
 
 def _settings(database: duckdb.DuckDBPyConnection) -> dict[str, dict[str, str]]:
     """run_id → settings by name, from the run's spec; from MLflow's params if the spec cannot be read."""
     found: dict[str, dict[str, str]] = {}
-    keys = (*SETTINGS, *ARM_SETTINGS, "model_digest")
+    keys = (*dict.fromkeys((*SETTINGS, *ARM_SETTINGS, *EVALUATION)), "model_digest")
     names = ", ".join(f"'{name}'" for name in keys)
     rows = database.sql(f"SELECT run_id, key, value FROM params WHERE key IN ({names})").fetchall()
     for run_id, key, value in rows:

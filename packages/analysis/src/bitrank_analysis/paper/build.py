@@ -11,6 +11,7 @@ from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.evidence import ORDER, Evidence, gather
 from bitrank_analysis.files import write_atomically
 from bitrank_analysis.outputs import build_into
+from bitrank_analysis.pairable import with_pairable_runs
 from bitrank_analysis.paper import latex_floats
 from bitrank_analysis.paper import tables as paper_tables
 from bitrank_analysis.paper.claims import answer, claims, headline, planned_answer
@@ -60,7 +61,7 @@ def write_paper(
     ``out_folder`` has files of something else with these names or the ending ``.tex``.
     """
     database = open_store(store) if isinstance(store, str) else store
-    study = select(with_readable_runs(load_study(database, experiment)), configs)
+    study = with_pairable_runs(select(with_readable_runs(load_study(database, experiment)), configs))
     evidence = [gather(study, str(task)) for task in sorted(study.runs["task"].unique())]
     compared, findings, others = read_planners(planners), read_published(published), read_rivals(rivals)
     folder = Path(out_folder)

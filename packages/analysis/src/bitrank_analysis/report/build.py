@@ -11,6 +11,7 @@ from bitrank_analysis.evidence import Evidence, gather
 from bitrank_analysis.figures import Figure, budget_frontier, draw_all, save
 from bitrank_analysis.files import write_atomically
 from bitrank_analysis.outputs import build_into
+from bitrank_analysis.pairable import with_pairable_runs
 from bitrank_analysis.readable import with_readable_runs
 from bitrank_analysis.report import facts
 from bitrank_analysis.report.earlier import of_older_report
@@ -79,7 +80,7 @@ def collect(study: Study, ui_url: str = UI_URL, curves: Sequence[BudgetCurve] = 
         raise AnalysisError(
             f"expected a finished run in {study.experiment}, got none ({reasons}); run `make matrix` first"
         )
-    study = with_readable_runs(study)
+    study = with_pairable_runs(with_readable_runs(study))
     evidence = [gather(study, str(task)) for task in sorted(study.runs["task"].unique())]
     sections, refused = [], {}
     for task in evidence:

@@ -17,6 +17,7 @@ from bitrank_analysis.figures.difference_bytes import difference_bytes
 from bitrank_analysis.files import write_atomically
 from bitrank_analysis.metrics import metric_of
 from bitrank_analysis.outputs import build_into
+from bitrank_analysis.pairable import with_pairable_runs
 from bitrank_analysis.planning_costs import Planning, read_planning
 from bitrank_analysis.published import Setting, findings_on_claims
 from bitrank_analysis.readable import with_readable_runs
@@ -49,7 +50,8 @@ def planners_report(
     """
     planning = read_planning(costs)
     loaded = with_readable_runs(load_study(open_store(store, artifacts), experiment, planning.rates))
-    study, others = _planned(loaded, planning)
+    planned, others = _planned(loaded, planning)
+    study = with_pairable_runs(planned)
     text = "\n\n".join([f"# {study.experiment}", *study.notes, *others])
     try:
         is_older = of_older_report(folder, study.experiment)

@@ -14,6 +14,9 @@ from bitrank_analysis.metrics import metric_of
 from bitrank_analysis.statistics.intervals import Floats
 from bitrank_analysis.study import Study
 
+# A row of Study.runs as a dict; value, weight and key by example id. The key must be equal in all runs.
+RunExamples = tuple[dict[str, Any], pd.DataFrame]
+
 
 @dataclass(frozen=True)
 class ArmResults:
@@ -67,9 +70,11 @@ def load_arms(study: Study, task: str, metric: str | None = None) -> dict[str, A
             f"{', '.join(sorted(set(study.runs['task']))) or '(none)'}"
         )
     records = runs.assign(metric=runs["metric"] if metric is None else metric).to_dict("records")
-    frames = [_examples(study, run) for run in records]
-    for run, frame in zip(records[1:], frames[1:], strict=True):
-        _same_examples((records[0], frames[0]), (run, frame))
+    found = [examples_of(study, run) for run in records]
+    for other in found[1:]:
+        if reason := why_unpaired(found[0], other):
+            raise AnalysisError(reason)
+    frames = [frame for _, frame in found]
     counts = _counts(study, records)
     weights_N = frames[0]["weight"].to_numpy(dtype=np.float64)
     values = [frame["value"].to_numpy(dtype=np.float64) for frame in frames]
@@ -99,8 +104,11 @@ def common_seeds(*arms: ArmResults) -> tuple[int, ...]:
     return tuple(seed for seed in arms[0].seeds if seed in common)
 
 
-def _examples(study: Study, run: dict[str, Any]) -> pd.DataFrame:
-    """``value``, ``weight`` and ``key`` by example id, sorted; ``key`` must be equal in all runs."""
+def examples_of(study: Study, run: dict[str, Any]) -> RunExamples:
+    """``run``, a row of ``study.runs``, with ``value``, ``weight`` and ``key`` by example id, sorted.
+
+    Raises :class:`AnalysisError` if its predictions lack a column, or a value is not finite.
+    """
     name, predictions = _name(run), study.predictions(run["run_id"])
     examples = metric_of(run["metric"]).examples
     lacking = [column for column in examples.columns if column not in predictions]
@@ -115,33 +123,26 @@ def _examples(study: Study, run: dict[str, Any]) -> pd.DataFrame:
         raise AnalysisError(
             f"the predictions of {name} hold values that are not finite; it cannot be compared: run it again"
         )
-    return frame
+    return run, frame
 
 
 def _name(run: dict[str, Any]) -> str:
     return f"{run['run_name']} ({run['run_id']})"
 
 
-def _same_examples(
-    first: tuple[dict[str, Any], pd.DataFrame], other: tuple[dict[str, Any], pd.DataFrame]
-) -> None:
+def why_unpaired(first: RunExamples, other: RunExamples) -> str:
+    """The reason why two runs of one task cannot be compared example by example; "" if they can."""
     (run_a, a), (run_b, b) = first, other
     names = f"{_name(run_a)} and {_name(run_b)}"
     if run_a["metric"] != run_b["metric"] or run_a["model"] != run_b["model"]:
-        raise AnalysisError(
+        return (
             f"{names} cannot be paired: model {run_a['model']} with {run_a['metric']} against model "
             f"{run_b['model']} with {run_b['metric']}"
         )
+    problem = ""
     apart = a.index.symmetric_difference(b.index)
     if len(apart):
-        raise AnalysisError(
-            f"{names} were evaluated on different examples: {len(apart)} ids are in only one of them; they "
-            "cannot be paired"
-        )
-    changed = int((a["key"].to_numpy() != b["key"].to_numpy()).sum())
-    if changed:
-        what = metric_of(run_a["metric"]).examples.key_name
-        raise AnalysisError(
-            f"{names} were evaluated on different examples: {changed} ids have other {what}; they cannot be "
-            "paired"
-        )
+        problem = f"{len(apart)} ids are in only one of them"
+    elif changed := int((a["key"].to_numpy() != b["key"].to_numpy()).sum()):
+        problem = f"{changed} ids have other {metric_of(run_a['metric']).examples.key_name}"
+    return problem and f"{names} were evaluated on different examples: {problem}; they cannot be paired"
