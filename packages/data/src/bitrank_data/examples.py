@@ -30,6 +30,11 @@ class Example:
         """Text by which examples are equal, so that they are in the same split."""
         return self.text
 
+    @property
+    def answered(self) -> tuple[str, ...]:
+        """Each answer of a conversation with all that precedes it; none for other examples."""
+        return ()
+
 
 def example_name(id_: str) -> str:
     """Name of an example in messages, for tasks whose ids are no numbers of rows."""
@@ -83,7 +88,16 @@ class Dialogue(Example):
     def key(self) -> str:
         """All that precedes the last answer: examples with one prompt are in the same split."""
         last = max((n for n, turn in enumerate(self.turns) if turn.role == ASSISTANT), default=0)
-        parts = [f"{turn.role}\0{turn.content}" for turn in self.turns[:last]]
+        return self._until(last)
+
+    @property
+    def answered(self) -> tuple[str, ...]:
+        """An answer that opens a conversation has no prompt, and is context."""
+        answers = [n for n, turn in enumerate(self.turns) if n and turn.role == ASSISTANT]
+        return tuple(self._until(n + 1) for n in answers)
+
+    def _until(self, end: int) -> str:
+        parts = [f"{turn.role}\0{turn.content}" for turn in self.turns[:end]]
         return "\0".join([*parts, self.given])
 
 

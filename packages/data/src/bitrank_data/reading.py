@@ -18,6 +18,7 @@ from bitrank_data.columns import known_columns, layout_of
 from bitrank_data.errors import DataError
 from bitrank_data.examples import DataReport
 from bitrank_data.folders import WHOLE, TaskFiles
+from bitrank_data.growing import Growth
 from bitrank_data.labels import ClassReader
 from bitrank_data.layouts import LABEL, REMARK, TEXT, Layout, LeftOut, Naming, Refused, looks_missing
 from bitrank_data.readers import open_table
@@ -54,6 +55,7 @@ class _Reading:
     writer: ExampleWriter
     classes: ClassReader
     digests: bytearray = field(default_factory=bytearray)
+    growth: Growth = field(default_factory=Growth)
     labels: array = field(default_factory=lambda: array("i"))
     file: array = field(default_factory=lambda: array("h"))
     number: array = field(default_factory=lambda: array("q"))
@@ -92,7 +94,9 @@ class _Reading:
             if looks_missing(cell):
                 self.doubtful.setdefault(columns[role], Counter())[cell.strip()] += 1
         self.writer.add(fields)
-        self.digests += key_digest(self.layout.build(id="", label=None, **fields).key)
+        example = self.layout.build(id="", label=None, **fields)
+        self.digests += key_digest(example.key)
+        self.growth.add(len(self.labels), example)
         where = self.in_file(row.where, file)
         self.labels.append(self.classes.add(where, cells[LABEL]) if LABEL in columns else 0)
         self.file.append(file)
@@ -146,7 +150,9 @@ def read_files(name: str, files: TaskFiles, digest: str, naming: Naming, folder:
     if LABEL in layout.columns:
         classes, numbers, notes = reading.classes.finish()
         labels_N, report = numbers[labels_N], report + DataReport(notes=notes)
-    keyed = Keyed(reading.digests, labels_N, reading.place, classes)
+    digests, lengths_N, growth = reading.growth.merged(reading.digests)
+    report += growth
+    keyed = Keyed(digests, labels_N, reading.place, classes, lengths_N)
     try:
         rows, splitting = _split(keyed, [file.split for file in opened], np.asarray(reading.file))
     except DataError as error:

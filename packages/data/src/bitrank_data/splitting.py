@@ -22,7 +22,7 @@ from bitrank_data.examples import DataReport, Example
 from bitrank_data.rows import quoted
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
-_KEY_BYTES = 16  # of the SHA-256: enough that two texts never share them, and in the same order
+KEY_BYTES = 16  # of the SHA-256: enough that two texts never share them, and in the same order
 # More classes than this need two training texts each on average: a column of ids or free text has as many
 # classes as texts. A few classes of three texts each are accepted, as small tests use them.
 _FEW_CLASSES = 10
@@ -43,7 +43,7 @@ def text_key(text: str) -> str:
 
 def key_digest(text: str) -> bytes:
     """Digest of the normalized ``text``, 16 bytes."""
-    return hashlib.sha256(text_key(text).encode()).digest()[:_KEY_BYTES]
+    return hashlib.sha256(text_key(text).encode()).digest()[:KEY_BYTES]
 
 
 def groups_of(examples: Sequence[Example]) -> list[list[Example]]:
@@ -58,13 +58,15 @@ def groups_of(examples: Sequence[Example]) -> list[list[Example]]:
 class Keyed:
     """Rows of a task: digests of their texts, 16 bytes each, and their classes (0 without classes).
 
-    ``place`` names a row in messages, and ``classes`` are the names of the classes (empty without).
+    ``place`` names a row in messages, and ``classes`` are the names of the classes (empty without). Of rows
+    with equal digests, validation and test keep the first with the largest of ``lengths_N``.
     """
 
     digests: bytes | bytearray
     labels_N: np.ndarray
     place: Place
     classes: Sequence[str] = ()
+    lengths_N: np.ndarray | None = None
 
     @cached_property
     def halves_N2(self) -> np.ndarray:
@@ -73,12 +75,15 @@ class Keyed:
 
     def select(self, rows: np.ndarray) -> Keyed:
         """The rows with the indices ``rows``, in that order."""
-        digests = np.frombuffer(self.digests, dtype=f"V{_KEY_BYTES}")[rows].tobytes()
-        return Keyed(digests, self.labels_N[rows], lambda row: self.place(int(rows[row])), self.classes)
+        digests = np.frombuffer(self.digests, dtype=f"V{KEY_BYTES}")[rows].tobytes()
+        lengths_N = None if self.lengths_N is None else self.lengths_N[rows]
+        return Keyed(
+            digests, self.labels_N[rows], lambda row: self.place(int(rows[row])), self.classes, lengths_N
+        )
 
 
 class _Groups:
-    """Rows in groups of equal text, ordered by digest; rows of a group keep their order.
+    """Rows in groups of equal text, ordered by digest; rows of a group keep their order, longer ones first.
 
     ``order_N`` has the rows in this order and ``group_N`` the group of each of them. ``label_G`` is the most
     frequent class of a group, on ties the first class.
@@ -86,7 +91,8 @@ class _Groups:
 
     def __init__(self, keyed: Keyed) -> None:
         halves = keyed.halves_N2
-        self.order_N = np.lexsort((halves[:, 1], halves[:, 0]))
+        longest = () if keyed.lengths_N is None else (-keyed.lengths_N,)
+        self.order_N = np.lexsort((*longest, halves[:, 1], halves[:, 0]))
         sorted_N2 = halves[self.order_N]
         begins_N = np.ones(len(halves), dtype=bool)
         begins_N[1:] = (sorted_N2[1:] != sorted_N2[:-1]).any(axis=1)

@@ -1,0 +1,98 @@
+"""Splits of conversations that grow turn by turn: no tested answer, in its context, is trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from bitrank_data import Texts, open_task
+from bitrank_data.examples import Dialogue, Turn
+
+Turns = list[dict[str, str]]
+
+
+def said(*contents: str) -> Turns:
+    roles = ("user", "assistant")
+    return [{"role": roles[n % 2], "content": content} for n, content in enumerate(contents)]
+
+
+def task(path: Path, conversations: Iterable[Turns]) -> Texts:
+    path.write_text("".join(json.dumps({"messages": turns}) + "\n" for turns in conversations))
+    texts: Texts = open_task(str(path)).load()
+    return texts
+
+
+def grown(count: int, states: int = 2) -> list[Turns]:
+    whole = [
+        [text for turn in range(states) for text in (f"q {n} {turn}", f"a {n} {turn}")] for n in range(count)
+    ]
+    return [said(*contents[: 2 * state]) for contents in whole for state in range(1, states + 1)]
+
+
+def answers(examples: Iterable[Any]) -> set[tuple[Any, ...]]:
+    """Each answer with all that precedes it."""
+    found = set()
+    for example in examples:
+        found |= {example.turns[: n + 1] for n, turn in enumerate(example.turns) if turn.role == "assistant"}
+    return found
+
+
+def test_no_answer_of_test_is_trained_on_where_each_conversation_has_a_shorter_row(tmp_path: Path) -> None:
+    texts = task(tmp_path / "grow.jsonl", grown(60))
+    trained = answers(texts.splits["train"])
+    assert not trained & answers(texts.splits["test"]) and not trained & answers(texts.splits["validation"])
+    sizes = {split: len(rows) for split, rows in texts.splits.items()}
+    assert sizes == {"train": 96, "validation": 6, "test": 6}
+    assert all(len(example.turns) == 4 for example in texts.splits["test"]), "the longest of each group"
+    (note,) = [note for note in texts.report.notes if "continue" in note]
+    assert note == (
+        "60 rows continue the conversation of another row and count as its repeats: they are in one split "
+        "with it, and validation and test have the longest of such rows alone"
+    )
+
+
+def test_rows_that_continue_one_row_in_several_ways_are_in_one_split(tmp_path: Path) -> None:
+    rows = []
+    for n in range(40):
+        start = [f"q {n}", f"a {n}"]
+        rows += [said(*start), said(*start, "more", f"b {n}"), said(*start, "why", f"c {n}")]
+    texts = task(tmp_path / "grow.jsonl", rows)
+    assert not answers(texts.splits["train"]) & answers(texts.splits["test"])
+    assert len(texts.splits["test"]) == 4
+
+
+def test_the_split_of_grown_conversations_does_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
+    rows = grown(30, states=3)
+    first, second = task(tmp_path / "a.jsonl", rows), task(tmp_path / "b.jsonl", rows[::-1])
+    for split in ("validation", "test"):
+        assert answers(first.splits[split]) == answers(second.splits[split])
+
+
+def test_conversations_that_share_an_opening_alone_are_split_by_their_own_text(tmp_path: Path) -> None:
+    rows = [said("hi", "hello", f"q {n}", f"a {n}") for n in range(40)]
+    texts = task(tmp_path / "greetings.jsonl", rows)
+    assert {split: len(found) for split, found in texts.splits.items()} == {
+        "train": 32,
+        "validation": 4,
+        "test": 4,
+    }
+    assert "continued_conversations" not in texts.report.counts
+
+
+def test_a_given_test_row_that_training_continues_is_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "task"
+    folder.mkdir()
+    for split, turns in (("train", said("q", "a", "q2", "a2")), ("test", said("q", "a"))):
+        others = [said(f"{split} {n}", "x") for n in range(12)]
+        lines = [json.dumps({"messages": conversation}) + "\n" for conversation in [turns, *others]]
+        (folder / f"{split}.jsonl").write_text("".join(lines))
+    report = open_task(str(folder)).load().report
+    assert "1 of 13 texts of test are also in train, as in the files" in report.notes
+
+
+def test_an_answer_that_opens_a_conversation_is_context() -> None:
+    turns = (Turn("assistant", "hello"), Turn("user", "q"), Turn("assistant", "a"))
+    (only,) = Dialogue("1", "", None, turns).answered
+    assert only == "assistant\0hello\0user\0q\0assistant\0a\0"
