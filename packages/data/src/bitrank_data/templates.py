@@ -82,11 +82,7 @@ def _rendered(dialogue: Dialogue, tokenizer: Any) -> list[Text]:
             prompt = _render(dialogue, turns[:number], tokenizer, prompt=True)
             whole = _render(dialogue, turns[: number + 1], tokenizer, prompt=False)
             _refuse_dropped(dialogue, turns[checked : number + 1], before, whole)
-            if not whole.startswith(prompt):
-                # The prompt for generation is no part of the text, as where it opens a thought. The answer
-                # begins where another answer changes the text; no answer has a NUL character.
-                other = [*turns[:number], Turn(ASSISTANT, "\0")]
-                prompt = _shared(whole, _render(dialogue, other, tokenizer, prompt=False))
+            prompt = _context(dialogue, turns[: number + 1], tokenizer, prompt, whole)
             separate.append(_cut(prompt, whole, turn.content.strip()))
             checked, before = number + 1, whole
     text, end = [], ""
@@ -96,6 +92,22 @@ def _rendered(dialogue: Dialogue, tokenizer: Any) -> list[Text]:
         text += [Segment(context[len(end) :]), Segment(answer, True)]
         end = context + answer
     return [text]
+
+
+def _context(dialogue: Dialogue, turns: Sequence[Turn], tokenizer: Any, prompt: str, whole: str) -> str:
+    """The part of ``whole``, the text of ``turns``, that precedes the last of them, an answer.
+
+    It is ``prompt``, the text for generation, except that the answer begins where another answer changes the
+    text if ``prompt`` is no part of it, as where it opens a thought, or lacks the answer's header, as with
+    templates that ignore ``add_generation_prompt``.
+    """
+    begins = whole.startswith(prompt)
+    if begins and prompt != _render(dialogue, turns[:-1], tokenizer, prompt=False):
+        return prompt
+    other = [*turns[:-1], Turn(ASSISTANT, "\0")]  # no answer has a NUL character
+    shared = _shared(whole, _render(dialogue, other, tokenizer, prompt=False))
+    # White space alone is no header: after `[/INST]` a model writes the space too, in one token with a word.
+    return prompt if begins and not shared[len(prompt) :].strip() else shared
 
 
 def _cut(prompt: str, whole: str, answer: str) -> tuple[str, str]:
