@@ -14,7 +14,7 @@ from bitrank_data.examples import ASSISTANT, SYSTEM, USER, Dialogue, TargetExamp
 from bitrank_data.layouts import REMARK, Layout, LeftOut, Refused, check_text, is_missing, text_of
 from bitrank_data.rows import quoted, shown
 
-_SPEAKERS = {  # names in ``from``, and their roles
+_SPEAKERS = {  # names in ``from`` and ``role``, in any case, and their roles
     "human": USER,
     "user": USER,
     "gpt": ASSISTANT,
@@ -97,7 +97,7 @@ def _turn(turn: Any, number: int, role: str) -> list[str]:
     if not isinstance(turn, dict):
         raise Refused(role, f"has no object as turn {number}; {expected}")
     if turn.get("role") is not None:
-        speaker, content = turn["role"], turn.get("content")
+        speaker, content = _known_role(turn["role"]), turn.get("content")
     elif turn.get("from") is not None:
         speaker, content = _speaker(turn["from"], number, role), turn.get("value")
     else:
@@ -121,10 +121,16 @@ def _refuse_unlearned_keys(turn: Mapping[str, Any], speaker: str, number: int, r
 
 def _speaker(name: Any, number: int, role: str) -> str:
     """Role of a name in ``from``."""
-    if not isinstance(name, str) or name not in _SPEAKERS:
+    found = _known_role(name)
+    if not isinstance(found, str) or found not in _SPEAKERS.values():
         known = ", ".join(_SPEAKERS)
         raise Refused(role, f"has the unknown speaker {quoted(name)} in turn {number}; one of {known}")
-    return _SPEAKERS[name]
+    return found
+
+
+def _known_role(name: Any) -> Any:
+    """The role that a known name means; another name, or another value, stays as it is."""
+    return _SPEAKERS.get(name.lower(), name) if isinstance(name, str) else name
 
 
 def _content(content: Any, number: int, role: str) -> str:
