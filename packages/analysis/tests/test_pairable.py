@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from bitrank_analysis import load_study, open_store
 from bitrank_analysis.pairable import with_pairable_runs
 from bitrank_analysis.paper import write_paper
 from bitrank_analysis.report import write_report
+from bitrank_analysis.report.planners import planners_report
 from bitrank_analysis.study import Study
 
 HOW = (
@@ -66,6 +68,20 @@ def test_a_paper_leaves_out_a_run_of_another_length(maker: Any, tmp_path: Path) 
     folder = write_paper(str(tmp_path), tmp_path / "out")
     remarks = (folder / "remarks.tex").read_text(encoding="utf-8")
     assert r"Joint-1 wiki s0, with max\_length=256." in remarks
+
+
+def test_the_report_of_a_study_leaves_out_a_run_of_another_model(maker: Any, tmp_path: Path) -> None:
+    for config in ("B-FP", "B-Q4"):
+        of_model(maker, config, "minilm")
+    of_model(maker, "Joint-1", "mpnet")
+    of_model(maker, "an arm that the study did not plan", "mpnet")
+    of_model(maker, "another of them", "mpnet")
+    plans = [{"config": config, "task": "movies"} for config in ("B-FP", "B-Q4", "Joint-1")]
+    costs = tmp_path / "planning.json"
+    costs.write_text(json.dumps({"references": ["B-FP"], "plans": plans, "left_out": []}))
+    text = planners_report(str(tmp_path), None, [costs], tmp_path / "out")
+    assert f"{LEFT_OUT}Joint-1 movies s0, with model=mpnet. {HOW}" in text
+    assert "- Joint-1, seed 0: finished, but evaluated with model=mpnet" in text
 
 
 def test_of_two_equally_frequent_lengths_the_newest_is_kept(maker: Any, tmp_path: Path) -> None:
