@@ -23,10 +23,12 @@ from bitrank_quant import Applied, Encoding, apply_precision, left_out, store_in
 from torch import nn
 
 from bitrank.errors import UserError
+from bitrank.export.registry import check_runtime
 from bitrank.models.architectures import check_adaptable, has_new_head
 from bitrank.models.completeness import heads_of
+from bitrank.planning.bits_of_budgets import measured_plan
 from bitrank.planning.in_memory import check_names, folder_of, restored_threads
-from bitrank.planning.make_plan import PlanResult, make_plan
+from bitrank.planning.make_plan import PlanResult
 from bitrank.planning.plan_options import PLAN_DEFAULTS, PlanOptions, request_from_options
 from bitrank.run.quantizers import encoder_of
 from bitrank.spec.config import Config
@@ -124,8 +126,8 @@ def plan(
         spec = make_spec(find_profile(chosen["profile"]), "B-FP", str(task), given)
         if isinstance(model, nn.Module):
             check_names(model, spec)
-        result = make_plan(spec, request, on_progress)
-    return _as_data(result, chosen["init"], spec.quantizer)
+        check_runtime(request.runtime, spec)
+        return _as_data(measured_plan(spec, request, on_progress), chosen["init"], spec.quantizer)
 
 
 def apply(

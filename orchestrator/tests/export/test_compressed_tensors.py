@@ -10,7 +10,6 @@ import pytest
 import torch
 from bitrank.cli.main import main
 from bitrank.errors import UserError
-from bitrank.export.compressed_tensors import check_compressed
 from bitrank.export.finished_run import FinishedRun, find_run
 from bitrank.export.packed import WEIGHTS
 from bitrank.export.prepared import Options, write_export
@@ -140,7 +139,7 @@ def run_of(folder: Path, name: str, task: str) -> FinishedRun:
 
 def test_models_with_conv1d_layers_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the matrices of gpt2 are Conv1D layers; export it with --to merged"):
-        check_compressed(run_of(tmp_path, "gpt2", "toy_articles"))
+        EXPORTS[TARGET].check(run_of(tmp_path, "gpt2", "toy_articles"))
 
 
 @pytest.mark.parametrize(
@@ -156,13 +155,13 @@ def test_models_that_transformers_does_not_load_packed_are_rejected(
     tmp_path: Path, name: str, task: str
 ) -> None:
     with pytest.raises(UserError, match=r"does not load packed weights.*; export it with --to merged"):
-        check_compressed(run_of(tmp_path, name, task))
+        EXPORTS[TARGET].check(run_of(tmp_path, name, task))
 
 
 @pytest.mark.parametrize("name", ["llama_tied", "mixtral", "gemma2", "qwen2", "phi3"])
 def test_models_that_transformers_loads_packed_are_accepted(tmp_path: Path, name: str) -> None:
-    assert check_compressed(run_of(tmp_path, name, "toy_articles")) is None  # it raises what is wrong
+    EXPORTS[TARGET].check(run_of(tmp_path, name, "toy_articles"))
 
 
 def test_an_encoder_decoder_that_transformers_loads_packed_is_accepted(tmp_path: Path) -> None:
-    assert check_compressed(run_of(tmp_path, "bart", "toy_summaries")) is None
+    EXPORTS[TARGET].check(run_of(tmp_path, "bart", "toy_summaries"))

@@ -12,7 +12,7 @@ import torch
 import transformers
 from bitrank.errors import UserError
 from bitrank.export.finished_run import FinishedRun, find_run
-from bitrank.export.mlx import check_mlx, mlx_config, pack_mlx
+from bitrank.export.mlx import mlx_config, pack_mlx
 from bitrank.export.mlx_families import MODEL_TYPES
 from bitrank.export.packed import WEIGHTS
 from bitrank.export.prepared import Options
@@ -40,7 +40,7 @@ def run_of(folder: Path, name: str, max_length: int = WINDOW, **values: Any) -> 
 def test_configurations_of_published_models_are_accepted(tmp_path: Path, name: str) -> None:
     """Without a window, or one that no layer uses (Qwen2), or one that texts stay within (Gemma 2)."""
     run = run_of(tmp_path, name, **({"sliding_window": None} if name == "mistral" else {}))
-    assert check_mlx(run) is None  # it raises what is wrong
+    EXPORTS["mlx"].check(run)
 
 
 @pytest.mark.parametrize(
@@ -71,12 +71,12 @@ def test_what_mlx_lm_computes_differently_is_refused(
 ) -> None:
     run = run_of(tmp_path, name, **values)
     with pytest.raises(UserError, match=f"this {name} model has {problem}.*; export it with --to merged"):
-        check_mlx(run)
+        EXPORTS["mlx"].check(run)
 
 
 def test_gemma2_is_refused_for_texts_longer_than_its_window(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="this gemma2 model has attention in a sliding window of 8 tokens"):
-        check_mlx(run_of(tmp_path, "gemma2", max_length=WINDOW + 1))
+        EXPORTS["mlx"].check(run_of(tmp_path, "gemma2", max_length=WINDOW + 1))
 
 
 def test_export_of_gemma2_notes_that_mlx_lm_does_not_slide(tmp_path: Path) -> None:

@@ -17,6 +17,15 @@ from bitrank.planning.restrictions import RUNTIMES
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
 
 def test_targets_name_runtimes_and_the_default_exists() -> None:
     assert MERGED in EXPORTS
@@ -56,12 +65,15 @@ def run_of(model: Path, task: str) -> FinishedRun:
         ("bert", "toy_sentences", {}, "does not support BertForSequenceClassification; supported: Llama"),
         ("llama", "toy_sentences", {}, "does not support LlamaForSequenceClassification"),
         ("gptneo", "toy_articles", {}, "does not support GPTNeoForCausalLM"),
+        ("phi3", "toy_articles", {}, "does not support Phi3ForCausalLM"),
+        ("gemma2", "toy_articles", {}, "does not support Gemma2ForCausalLM"),
         (
             "llama",
             "toy_articles",
             {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}},
             r"rotary positions of type 'yarn' \(supported: default, linear\)",
         ),
+        ("llama", "toy_articles", {"rope_parameters": LLAMA3}, r"rotary positions of type 'llama3'"),
     ],
 )
 def test_gguf_refuses_models_that_llama_cpp_would_not_compute(

@@ -12,6 +12,7 @@ from bitrank.cli.plan_output import Planned, show_plan
 from bitrank.cli.plan_request import config_spec, measured_spec, plan_request, print_progress
 from bitrank.cli.plan_save import check_plan_file
 from bitrank.errors import UserError
+from bitrank.export.registry import check_runtime
 from bitrank.process.fast_imports import quick_imports
 from bitrank.spec.embedded_models import EMBEDDED_MODELS
 from bitrank.spec.inits import INITS, PLANNED_INITS
@@ -212,11 +213,12 @@ def act(arguments: argparse.Namespace) -> int:
 def _plan_from_measurements(arguments: argparse.Namespace) -> int:
     from bitrank.cli.plan_view import proven
     from bitrank.forecast.forecast import forecast
-    from bitrank.planning.make_plan import make_plan
+    from bitrank.planning.bits_of_budgets import measured_plan
     from bitrank.spec.plan_file import plan_data
 
     spec, request = measured_spec(arguments), plan_request(arguments, arguments.budget)
-    result = make_plan(spec, request, print_progress)
+    check_runtime(request.runtime, spec)
+    result = measured_plan(spec, request, print_progress)
     data = plan_data(
         result.plan, result.sizes.matrices, result.problem.budget, arguments.init, spec.quantizer
     )
@@ -242,11 +244,14 @@ def _plan_from_measurements(arguments: argparse.Namespace) -> int:
 
 def _plan_from_config(arguments: argparse.Namespace) -> int:
     from bitrank.cli.plan_view import proven
-    from bitrank.planning.from_config import plan_from_config, training_memory
+    from bitrank.planning.bits_of_budgets import stated_in_bits
+    from bitrank.planning.from_config import plan_from_config, sizes_from_config, training_memory
     from bitrank.spec.plan_file import plan_data
 
     spec, request = config_spec(arguments), plan_request(arguments, arguments.budget)
-    plan, problem, sizes = plan_from_config(spec, request)
+    check_runtime(request.runtime, spec, is_outline=True)
+    with stated_in_bits(request.budget, lambda: sizes_from_config(spec).parameters):
+        plan, problem, sizes = plan_from_config(spec, request)
     parts = training_memory(spec, plan)
     data = plan_data(plan, sizes.matrices, problem.budget, arguments.init, spec.quantizer) | {
         "forecast": vars(parts),

@@ -14,6 +14,7 @@ from rich.table import Table
 from bitrank.cli.plan_request import config_spec, measured_spec, plan_request, print_progress
 from bitrank.cli.plan_save import make_plans_folder
 from bitrank.errors import UserError
+from bitrank.export.registry import check_runtime
 from bitrank.spec.run_spec import RunSpec
 
 if TYPE_CHECKING:  # imports torch
@@ -38,11 +39,11 @@ def show_curve(arguments: argparse.Namespace, outline: bool) -> int:
         make_plans_folder(arguments.save)
     budgets = list(dict.fromkeys(arguments.budgets))
     request = plan_request(arguments, budgets[0])
+    spec = config_spec(arguments) if outline else measured_spec(arguments)
+    check_runtime(request.runtime, spec, outline)
     if outline:
-        spec = config_spec(arguments)
         curve = outlined_curve(spec, request, budgets)
     else:
-        spec = measured_spec(arguments)
         curve = measured_curve(spec, request, budgets, print_progress)
     files = _plan_files(curve) if arguments.save is not None else {}
     data = {

@@ -16,24 +16,23 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from bitrank.errors import UserError
-from bitrank.export.finished_run import FinishedRun
+from bitrank.export.checked_model import CheckedModel
 from bitrank.export.packed import Layout, prepare_packed
 from bitrank.export.prepared import Options, Prepared
 from bitrank.export.rebuild import Rebuilt
 from bitrank.export.tensors import STATE, FileTensors, config_data
-from bitrank.models.locate import locate
 from bitrank.models.meta_model import meta_model
 
 METHOD, LAYOUT = "compressed-tensors", "pack-quantized"
 
 
-def check_compressed(run: FinishedRun) -> None:
+def check_compressed(model: CheckedModel) -> None:
     """Raise :class:`UserError` for a model that the library does not pack, or transformers does not load.
 
     The library does not pack ``Conv1D`` layers, and transformers fails for models whose own code reads the
     weight of a packed layer, which has none.
     """
-    shapes: Any = meta_model(locate(run.spec.model_source), run.spec.kind, 2, STATE)
+    shapes: Any = meta_model(model.place, model.kind, 2, STATE)
     family = shapes.config.model_type
     if any(isinstance(module, Conv1D) for module in shapes.modules()):
         raise UserError(

@@ -21,32 +21,31 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bitrank.errors import UserError
-from bitrank.export.finished_run import FinishedRun
+from bitrank.export.checked_model import CheckedModel
 from bitrank.export.mlx_families import MODEL_TYPES, find_problem, window_note
 from bitrank.export.packed import AdapterFiles, Layout, prepare_packed
 from bitrank.export.prepared import Options, Prepared
 from bitrank.export.rebuild import Rebuilt
 from bitrank.export.tensors import STATE, FileTensors, config_data
-from bitrank.models.config import load_config
 from bitrank.spec.task_kinds import task_kind
 
 ADAPTERS = "adapters"  # folder beside the weights
 
 
-def check_mlx(run: FinishedRun) -> None:
-    """Raise :class:`UserError` for a run that mlx-lm cannot execute, or would compute differently."""
-    if task_kind(run.spec.kind).new_head:
+def check_mlx(model: CheckedModel) -> None:
+    """Raise :class:`UserError` for a model that mlx-lm cannot execute, or would compute differently."""
+    if task_kind(model.kind).new_head:
         raise UserError(
-            f"mlx-lm generates text, and this run is a {run.spec.kind} model; export it with --to merged"
+            f"mlx-lm generates text, and this run is a {model.kind} model; export it with --to merged"
         )
-    config = load_config(run.spec.model_source)
+    config = model.config
     family = config.model_type
     if family not in MODEL_TYPES:
         raise UserError(
             f"the architecture {family} cannot be exported for mlx-lm; expected one of "
             f"{', '.join(MODEL_TYPES)}. Export it with --to merged, and try mlx_lm.convert on the result"
         )
-    problem = find_problem(config, run.spec.max_length)
+    problem = find_problem(config, model.max_length)
     if problem is not None:
         raise UserError(
             f"this {family} model has {problem}, which mlx-lm does not compute; export it with --to merged"

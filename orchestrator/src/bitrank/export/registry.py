@@ -13,19 +13,22 @@ from bitrank.errors import UserError, unknown
 from bitrank.export.prepared import Options, Prepared
 
 if TYPE_CHECKING:
+    from bitrank.export.checked_model import CheckedModel
     from bitrank.export.finished_run import FinishedRun
     from bitrank.export.rebuild import Rebuilt
+    from bitrank.spec.run_spec import RunSpec
 
 
-def _accept_any(run: FinishedRun) -> None: ...
+def _accept_any(_: object) -> None: ...
 
 
 @dataclass(frozen=True)
 class ExportTarget:
     """A target of an export.
 
-    ``prepare`` makes the export in memory, with its audit. ``check`` raises :class:`UserError`, before any
-    weight is read, for a run that the target does not support. ``runtime`` is the key of
+    ``prepare`` makes the export in memory, with its audit. ``check_model`` raises :class:`UserError` for a
+    model that the target does not support, from its configuration and tokenizer, so that a plan asks it too;
+    ``check_run`` for a run that left nothing to export. ``runtime`` is the key of
     :data:`~bitrank.planning.restrictions.RUNTIMES` whose formats survive. ``advice`` begins the sentence on
     what to do about an export that adds too much loss. ``can_keep_adapter``: ``--lora`` is supported.
     ``quantizes``: a quantizer, by default :data:`DEFAULT_QUANTIZER`, chooses the codes of matrices that
@@ -35,10 +38,18 @@ class ExportTarget:
     about: str
     runtime: str
     prepare: Callable[[Rebuilt, Options], Prepared]
-    check: Callable[[FinishedRun], None] = _accept_any
+    check_model: Callable[[CheckedModel], None] = _accept_any
+    check_run: Callable[[FinishedRun], None] = _accept_any
     advice: str = "Export it with --to merged"
     can_keep_adapter: bool = False
     quantizes: bool = False
+
+    def check(self, run: FinishedRun) -> None:
+        """Raise :class:`UserError`, before any weight is read, for a run that is not supported."""
+        from bitrank.export.checked_model import CheckedModel
+
+        self.check_model(CheckedModel.of_run(run.spec))
+        self.check_run(run)
 
     def survives(self, text: str) -> bool:
         """Whether the runtime stores the format ``text`` in the planned bytes."""
@@ -79,10 +90,10 @@ def _mlx(rebuilt: Rebuilt, options: Options) -> Prepared:
     return prepare_mlx(rebuilt, options)
 
 
-def _check_mlx(run: FinishedRun) -> None:
+def _check_mlx(model: CheckedModel) -> None:
     from bitrank.export.mlx import check_mlx
 
-    check_mlx(run)
+    check_mlx(model)
 
 
 def _compressed(rebuilt: Rebuilt, options: Options) -> Prepared:
@@ -91,10 +102,10 @@ def _compressed(rebuilt: Rebuilt, options: Options) -> Prepared:
     return prepare_compressed(rebuilt, options)
 
 
-def _check_compressed(run: FinishedRun) -> None:
+def _check_compressed(model: CheckedModel) -> None:
     from bitrank.export.compressed_tensors import check_compressed
 
-    check_compressed(run)
+    check_compressed(model)
 
 
 def _gguf(rebuilt: Rebuilt, options: Options) -> Prepared:
@@ -103,14 +114,16 @@ def _gguf(rebuilt: Rebuilt, options: Options) -> Prepared:
     return prepare_gguf(rebuilt, options)
 
 
-def _check_gguf(run: FinishedRun) -> None:
-    from bitrank.export.gguf.prepare import check_run
+def _check_gguf(model: CheckedModel) -> None:
+    from bitrank.export.gguf.prepare import check_gguf
 
-    check_run(run)
+    check_gguf(model)
 
 
 EXPORTS: dict[str, ExportTarget] = {
-    "peft": ExportTarget("the adapter alone, for PEFT over the unquantized base", "any", _peft, _check_peft),
+    "peft": ExportTarget(
+        "the adapter alone, for PEFT over the unquantized base", "any", _peft, check_run=_check_peft
+    ),
     "merged": ExportTarget(
         "for transformers without bitrank: the adapter folded into the base, in the compute dtype of runs",
         "any",
@@ -151,6 +164,20 @@ EXPORTS: dict[str, ExportTarget] = {
 }
 MERGED = "merged"
 DEFAULT_QUANTIZER = Options.quantizer
+
+
+def check_runtime(runtime: str, spec: RunSpec, is_outline: bool = False) -> None:
+    """Raise the :class:`UserError` with which an export for ``runtime`` would refuse the model of ``spec``.
+
+    A plan for a runtime asks before anything is measured, and not after hours of training. ``is_outline``:
+    the model is a ``config.json`` alone.
+    """
+    from bitrank.export.checked_model import CheckedModel
+
+    model = CheckedModel.of_outline(spec) if is_outline else CheckedModel.of_run(spec)
+    for target in EXPORTS.values():
+        if target.runtime == runtime:
+            target.check_model(model)
 
 
 def find_quantizer_for(name: str, given: str | None) -> str:

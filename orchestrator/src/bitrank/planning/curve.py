@@ -10,6 +10,7 @@ from bitrank_planner import Plan, PlanError
 from bitrank_trainer import pin_threads
 
 from bitrank.errors import UserError
+from bitrank.planning.bits_of_budgets import stated_in_bits
 from bitrank.planning.budget import NOTHING_TRAINS, Sizes, parse_budget, sizes_of
 from bitrank.planning.from_config import plan_from_config, sizes_from_config
 from bitrank.planning.make_plan import PlanRequest, check_request, plan_from_tables
@@ -68,7 +69,8 @@ def measured_curve(
 
     def solve(budget: str) -> Plan:
         at_budget = replace(request, budget=budget)
-        return plan_from_tables(spec, at_budget, sizes, tables, on_progress).plan
+        with stated_in_bits(budget, lambda: sizes.parameters):
+            return plan_from_tables(spec, at_budget, sizes, tables, on_progress).plan
 
     return Curve(trace(nbytes, solve), sizes, tables.base)
 
@@ -79,7 +81,8 @@ def outlined_curve(spec: RunSpec, request: PlanRequest, budgets: Sequence[str]) 
     nbytes = {text: parse_budget(text, sizes) for text in budgets}
 
     def solve(budget: str) -> Plan:
-        plan = plan_from_config(spec, replace(request, budget=budget))[0]
+        with stated_in_bits(budget, lambda: sizes.parameters):
+            plan = plan_from_config(spec, replace(request, budget=budget))[0]
         if not plan.ranks:
             raise UserError(NOTHING_TRAINS)
         return plan

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bitrank.errors import UserError
 from bitrank.export.audit import Audit, MatrixAudit, matrix_audit
-from bitrank.export.finished_run import FinishedRun
+from bitrank.export.checked_model import CheckedModel
 from bitrank.export.gguf.architectures import Architecture, find_architecture
 from bitrank.export.gguf.calibrated import choose_codes
 from bitrank.export.gguf.stored import Stored
@@ -30,8 +30,6 @@ from bitrank.export.gguf.tokenizer import Vocabulary, vocabulary_of
 from bitrank.export.prepared import Options, Prepared
 from bitrank.export.rebuild import Rebuilt
 from bitrank.models.architectures import auto_class
-from bitrank.models.config import load_config
-from bitrank.models.load import load_tokenizer
 from bitrank.models.meta_model import class_of
 
 Array = np.ndarray[Any, Any]
@@ -39,12 +37,14 @@ MODEL_FILE, ADAPTER_FILE = "model.gguf", "adapter.gguf"
 _VECTORS, _FACTORS, _OTHER = "F32", "F16", "BF16"
 
 
-def check_run(run: FinishedRun) -> None:
+def check_gguf(model: CheckedModel) -> None:
     """Raise :class:`UserError` if llama.cpp has no such architecture, or GGUF cannot hold its tokenizer."""
-    config = load_config(run.spec.model_source)
-    found = class_of(auto_class(run.spec.kind), config)
+    config = model.config
+    found = class_of(auto_class(model.kind), config)
     find_architecture("a model without a class in transformers" if found is None else found.__name__, config)
-    vocabulary_of(load_tokenizer(run.spec.model_source), config.vocab_size)
+    tokenizer = model.tokenizer()
+    if tokenizer is not None:
+        vocabulary_of(tokenizer, config.vocab_size)
 
 
 @dataclass(frozen=True)
