@@ -51,12 +51,14 @@ def write_tokenizer(folder: Path) -> None:
     made.save_pretrained(folder)
 
 
-def write_run(folder: Path, model: Path, formats: dict[str, str], ranks: dict[str, int]) -> Path:
-    """Train two steps of ``model`` with this plan in fp32, and return the run's folder."""
+def write_run(
+    folder: Path, model: Path, formats: dict[str, str], ranks: dict[str, int], dtype: str = "fp32"
+) -> Path:
+    """Train two steps of ``model`` with this plan in ``dtype``, and return the run's folder."""
     folder.mkdir()
     plan = folder.with_suffix(".plan.json")
     plan.write_text(json.dumps({"precision": formats, "ranks": ranks}))
-    given = {"model": str(model), "device": "cpu", "dtype": "fp32", "plan": str(plan)}
+    given = {"model": str(model), "device": "cpu", "dtype": dtype, "plan": str(plan)}
     given |= {"steps": 2, "learning_rate": 0.05}  # the adapter must change the outputs visibly
     spec = make_spec(find_profile("smoke"), "", "toy_articles", given)
     write_spec(spec, folder / "spec.json")

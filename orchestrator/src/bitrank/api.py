@@ -85,8 +85,7 @@ def plan(
             - ``init``: initialization of the adapters. :func:`attach` supports ``default`` (zero). With
               ``lq-lora``, rank reduces the quantization error, and the plan is for ``bitrank run --plan``.
             - ``quantizer``: the choice of codes and scales that the run will use.
-            - ``learning``: ``probe`` adds the cost of what a limited rank does not learn, from a short
-              training.
+            - ``learning``: ``probe`` adds the cost of what a limited rank does not learn (a short training).
             - ``formats``, ``ranks``: formats and ranks to choose from (rank 0: no adapter); default: those of
               ``bitrank plan``.
             - ``max_rank``: the largest rank.

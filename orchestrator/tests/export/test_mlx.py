@@ -13,7 +13,7 @@ import transformers
 from bitrank.cli.main import main
 from bitrank.errors import UserError
 from bitrank.export.finished_run import FinishedRun, find_run
-from bitrank.export.mlx import ADAPTERS, check_mlx, mlx_config, pack_mlx
+from bitrank.export.mlx import ADAPTERS, mlx_config, pack_mlx
 from bitrank.export.mlx_families import MODEL_TYPES
 from bitrank.export.packed import WEIGHTS
 from bitrank.export.prepared import Options, write_export
@@ -141,6 +141,14 @@ def test_an_adapter_apart_leaves_the_base_as_trained(run: FinishedRun, tmp_path:
             assert used_R.tolist() == [True] * rank + [False] * (4 - rank), "filled up to the largest rank"
     assert set(config["lora_parameters"]["keys"]) == {name for name, rank in run.ranks.items() if rank}
     assert "zeros: mlx-lm has one rank (4) for all" in prepared.notes[1]
+    quantized = [name for name, text in (run.precision or {}).items() if text != "bf16"]
+    rows = prepared.audit.matrices
+    assert set(rows) == {*quantized, *(name for name, rank in run.ranks.items() if rank)}
+    assert all(row.kept and row.stored == row.format and row.after < 1e-6 for row in rows.values())
+    of_adapter = sum(tensor.nbytes for tensor in tensors.values())
+    base_file = load_file(tmp_path / "out" / WEIGHTS).values()
+    assert prepared.audit.adapter_bytes == of_adapter
+    assert prepared.audit.base_bytes == sum(tensor.nbytes for tensor in base_file)
     base, adapted = mlx_logits(tmp_path / "out"), mlx_logits(tmp_path / "out", tmp_path / "out" / ADAPTERS)
     again = rebuild(run)
     round_to_state(again.model)
@@ -222,7 +230,7 @@ def test_unknown_architectures_and_classifiers_are_rejected(tmp_path: Path) -> N
         given = {"model": str(write(tmp_path / name, name))}
         spec = make_spec(find_profile("smoke"), "B-FP", task, given)
         with pytest.raises(UserError) as error:
-            check_mlx(FinishedRun(spec, tmp_path, None, {}))
+            EXPORTS["mlx"].check(FinishedRun(spec, tmp_path, None, {}))
         return str(error.value)
 
     assert "the architecture bloom cannot be exported for mlx-lm" in rejected("bloom", "toy_articles")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import bpe_models
 import peft
@@ -18,11 +19,12 @@ from bitrank.export.peft_adapter import _loading, _readme
 from bitrank.export.rebuild import rebuild
 from bitrank.spec.task_kinds import TASK_KINDS
 from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file
 
 PARTS = ("mlp.up_proj", "mlp.gate_proj", "mlp.down_proj", "self_attn.q_proj", "self_attn.v_proj")
 
 
-def test_peft_loads_the_adapter_and_computes_what_the_audit_reports(tmp_path: Path) -> None:
+def test_peft_loads_the_adapter_and_computes_what_the_audit_reports(tmp_path: Path, capsys: Any) -> None:
     model, out = bpe_models.write(tmp_path / "model", "llama"), tmp_path / "out"
     names = [f"model.layers.{layer}.{part}" for layer in range(2) for part in PARTS]
     matrices = dict.fromkeys(names, "int2-g32")
@@ -32,6 +34,12 @@ def test_peft_loads_the_adapter_and_computes_what_the_audit_reports(tmp_path: Pa
     audit = json.loads((out / "audit.json").read_text())
     rebuilt = rebuild(find_run(run))
     assert rebuilt.evaluate(loaded)["loss"] == pytest.approx(audit["after"]["loss"], abs=1e-5)
+    numbers = sum(tensor.numel() for tensor in load_file(out / "adapter_model.safetensors").values())
+    assert audit["weight_bytes"] == audit["adapter_bytes"] == 2 * numbers
+    assert audit["planned_adapter_bytes"] == 2 * numbers
+    printed = capsys.readouterr().out
+    assert f"bytes: {2 * numbers:,} in the adapter (planned: {2 * numbers:,}) and " in printed
+    assert "in the base" not in printed
     # The run's base has 2-bit matrices, which the base of PEFT has not.
     assert audit["after"]["loss"] != pytest.approx(audit["before"]["loss"], abs=1e-5)
     assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == str(model)

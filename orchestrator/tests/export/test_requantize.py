@@ -60,8 +60,8 @@ def test_every_matrix_keeps_its_format_and_bytes(run: FinishedRun, quantizer: st
         assert row.format == row.stored == str(weight.fmt) == rebuilt.format(name)
         assert row.kept
         assert sum(one.nbytes for one in weight.tensors.values()) == weight.fmt.nbytes(weight.shape)
-    untouched = "model.embed_tokens"
-    assert untouched not in found.matrices
+    untouched = found.matrices["model.embed_tokens"]
+    assert untouched.kept and untouched.before == untouched.after == 0
 
 
 def test_the_audit_has_the_metrics_of_rounding(run: FinishedRun) -> None:

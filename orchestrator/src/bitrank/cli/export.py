@@ -128,12 +128,14 @@ def _finish(arguments: argparse.Namespace, prepared: Prepared, files: dict[str, 
         print(json.dumps({**found, "out": str(arguments.out.resolve())}, indent=1))
         return
     _print_notes(prepared.notes)
-    audit, total = prepared.audit, sum(files.values())
-    rest = total - audit.weight_bytes
-    print(
-        f"bytes: {audit.weight_bytes:,} in weights (planned for the base: {audit.planned_bytes:,}) and "
-        f"{rest:,} in headers, tokenizer and configuration"
-    )
+    audit = prepared.audit
+    parts = []
+    if audit.base_bytes:
+        parts.append(f"{audit.base_bytes:,} in the base (planned: {audit.planned_bytes:,})")
+    if audit.adapter_bytes:
+        parts.append(f"{audit.adapter_bytes:,} in the adapter (planned: {audit.planned_adapter_bytes:,})")
+    rest = sum(files.values()) - audit.weight_bytes
+    print(f"bytes: {', '.join(parts)} and {rest:,} in headers, tokenizer and configuration")
     print(f"exported: {arguments.out.resolve()}")
 
 

@@ -30,11 +30,13 @@ class MatrixAudit:
 
 @dataclass(frozen=True)
 class Audit:
-    """Validation metrics of the adapted and of the exported model, all changed matrices, and bytes.
+    """Validation metrics of the adapted and of the exported model, its matrices, and bytes.
 
     ``planned_bytes`` are those of the plan, for the base without an adapter. ``weight_bytes`` are those of
-    all exported tensors; files have headers and tokenizers besides. ``rounded`` are the metrics of the same
-    export with every matrix rounded to nearest; empty unless a quantizer chose the codes.
+    all exported tensors; files have headers and tokenizers besides. ``adapter_bytes`` are those of them that
+    belong to an adapter apart from its base, and ``planned_adapter_bytes`` those of its plan; 0 without one.
+    ``rounded`` are the metrics of the same export with every matrix rounded to nearest; empty unless a
+    quantizer chose the codes.
     """
 
     target: str
@@ -44,6 +46,13 @@ class Audit:
     planned_bytes: int
     weight_bytes: int
     rounded: dict[str, float] = field(default_factory=dict)
+    adapter_bytes: int = 0
+    planned_adapter_bytes: int = 0
+
+    @property
+    def base_bytes(self) -> int:
+        """Bytes of the exported tensors of the base; 0 if the adapter is exported alone."""
+        return self.weight_bytes - self.adapter_bytes
 
     @property
     def added_loss(self) -> float:

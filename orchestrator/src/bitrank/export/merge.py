@@ -19,6 +19,7 @@ from bitrank.export.padding import separate_padding
 from bitrank.export.prepared import Options, Prepared
 from bitrank.export.rebuild import Rebuilt
 from bitrank.export.requantize import Requantized, requantize
+from bitrank.export.run_texts import run_texts
 
 
 def prepare_merged(rebuilt: Rebuilt, options: Options) -> Prepared:
@@ -60,12 +61,13 @@ def _prepared(
         rounded=merged.rounded,
     )
     padding = separate_padding(model, rebuilt.tokenizer, rebuilt.data.task)
+    texts = run_texts(rebuilt)
 
     def write_all(folder: Path) -> None:
         write(folder)
-        rebuilt.tokenizer.save_pretrained(folder)
+        texts.write(rebuilt.tokenizer, folder)
 
-    return Prepared(audit, weights, write_all, [padding] if padding else [])
+    return Prepared(audit, weights, write_all, [*([padding] if padding else []), *texts.notes])
 
 
 def merge_into_16bit(rebuilt: Rebuilt) -> tuple[Any, dict[str, MatrixAudit]]:

@@ -19,6 +19,7 @@ from bitrank.export.padding import separate_padding
 from bitrank.export.prepared import Options, Prepared
 from bitrank.export.rebuild import Rebuilt
 from bitrank.export.requantize import requantize
+from bitrank.export.run_texts import run_texts
 from bitrank.export.runtime_formats import runtime_formats
 from bitrank.export.tensors import FileTensors, Pack, file_tensors, round_to_state
 
@@ -65,16 +66,17 @@ def prepare_packed(rebuilt: Rebuilt, options: Options, layout: Layout) -> Prepar
         adapter = layout.adapter(model)
         model = model.unload()
     found = file_tensors(model, layout.pack)
-    config = layout.config(model, found)
+    config, texts = layout.config(model, found), run_texts(rebuilt)
 
     def write(folder: Path) -> None:
         save_file(found.tensors, folder / WEIGHTS, metadata=layout.metadata)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        rebuilt.tokenizer.save_pretrained(folder)
+        texts.write(rebuilt.tokenizer, folder)
         if adapter is not None:
             adapter.write(folder)
 
-    weight_bytes = found.nbytes + (adapter.nbytes if adapter else 0)
+    adapter_bytes = adapter.nbytes if adapter else 0
+    weight_bytes = found.nbytes + adapter_bytes
     audit = Audit(
         options.target,
         rebuilt.metrics,
@@ -83,11 +85,13 @@ def prepare_packed(rebuilt: Rebuilt, options: Options, layout: Layout) -> Prepar
         rebuilt.planned_bytes,
         weight_bytes,
         rounded=stored.rounded,
+        adapter_bytes=adapter_bytes,
+        planned_adapter_bytes=rebuilt.planned_adapter_bytes() if adapter else 0,
     )
     rest = found.nbytes - found.matrix_bytes
     note = (
         f"{found.matrix_bytes:,} bytes in matrices, {rest:,} bytes in other tensors; {WEIGHTS} has a header "
         "with names and shapes besides"
     )
-    notes = [note, *([adapter.note] if adapter else []), *([padding] if padding else [])]
+    notes = [note, *([adapter.note] if adapter else []), *([padding] if padding else []), *texts.notes]
     return Prepared(audit, weight_bytes, write, notes)

@@ -17,10 +17,12 @@ import peft
 import torch
 from bitrank_adapters import SavedAdapter, over_whole_base, write_adapter
 from bitrank_quant import stored_weight
+from safetensors.torch import load_file
 
 from bitrank.export.audit import Audit, MatrixAudit, matrix_audit
 from bitrank.export.prepared import Options, Prepared
 from bitrank.export.rebuild import Rebuilt
+from bitrank.export.run_texts import run_texts
 from bitrank.models.load import open_model
 from bitrank.models.locate import locate, repository_of
 from bitrank.spec.task_kinds import task_kind
@@ -37,13 +39,22 @@ def prepare_peft(rebuilt: Rebuilt, options: Options) -> Prepared:
     adapter = over_whole_base(rebuilt.adapter, rebuilt.taken)
     model, matrices = _over_unquantized_base(rebuilt, adapter)
     source = rebuilt.run.adapter
-    size = _nbytes(adapter) if rebuilt.taken else (source / _WEIGHTS).stat().st_size
+    size = _nbytes(adapter) if rebuilt.taken else sum(t.nbytes for t in load_file(source / _WEIGHTS).values())
     metrics = rebuilt.evaluate(model)
-    audit = Audit(options.target, rebuilt.metrics, metrics, matrices, rebuilt.planned_bytes, size)
+    audit = Audit(
+        options.target,
+        rebuilt.metrics,
+        metrics,
+        matrices,
+        rebuilt.planned_bytes,
+        size,
+        adapter_bytes=size,
+        planned_adapter_bytes=rebuilt.planned_adapter_bytes(),
+    )
     source_name = rebuilt.spec.model_source
     repository = repository_of(source_name)
     commit = source_name.removeprefix(repository).removeprefix("@") or None
-    base = locate(repository)
+    base, texts = locate(repository), run_texts(rebuilt)
     kind, classes = task_kind(rebuilt.spec.kind), rebuilt.data.task.classes
     if Path(base).is_dir():
         base = str(Path(base).resolve())
@@ -61,9 +72,9 @@ def prepare_peft(rebuilt: Rebuilt, options: Options) -> Prepared:
         of_base = {name: value for name, value in known.items() if value is not None}
         loading = _loading(base, kind.auto_model, config.get("task_type") is not None, of_base)
         (folder / "README.md").write_text(_readme(base, loading, audit), encoding="utf-8")
-        rebuilt.tokenizer.save_pretrained(folder)
+        texts.write(rebuilt.tokenizer, folder)
 
-    return Prepared(audit, size, write, [_TWICE_THE_RANK] if rebuilt.taken else [])
+    return Prepared(audit, size, write, [*([_TWICE_THE_RANK] if rebuilt.taken else []), *texts.notes])
 
 
 def _nbytes(adapter: SavedAdapter) -> int:

@@ -49,6 +49,7 @@ from bitrank.errors import UserError
 from bitrank.export.finished_run import FinishedRun
 from bitrank.export.recorded import differences
 from bitrank.models.load import Loaded, open_model
+from bitrank.planning.kept_ranks import ADAPTER_BYTES
 from bitrank.process.compute import Compute, objective_for
 from bitrank.run.adapter_init import choose_init
 from bitrank.run.build import quantize_base
@@ -128,6 +129,11 @@ class Rebuilt:
         """Format of the matrix ``name``: the planned one, or the compute dtype of an unplanned matrix."""
         done = self.applied.get(name)
         return done.format if done else str(float_format(self.compute.dtype))
+
+    def planned_adapter_bytes(self) -> int:
+        """Bytes of the adapter, and of modules trained whole, as plans count them."""
+        factors = [tensor for part in self.adapter.parts.values() for tensor in (part.up_OR, part.down_RI)]
+        return ADAPTER_BYTES * sum(tensor.numel() for tensor in (*factors, *self.adapter.whole.values()))
 
     def trained_heads(self) -> list[str]:
         """Heads with weights in the adapter; a head that it lacks was not trained."""

@@ -48,7 +48,7 @@ _WITHOUT_INPUTS = "search"  # quantizer of embeddings, and of layers that the ca
 
 @dataclass(frozen=True)
 class Requantized:
-    """A merged model and the audit of its changed matrices.
+    """A merged model and the audit of its matrices: quantized ones, and those with an adapter.
 
     ``rounded`` are the validation metrics of the same merge by rounding; empty if it was rounded.
     """
@@ -84,6 +84,7 @@ def requantize(
                 merging.replace(name, inputs)
         for name in merging.remaining():
             merging.replace(name)
+        merging.audit_unchanged()
         if adapter_apart:
             return Requantized(rebuilt.model, merging.audits, rounded)
         model = rebuilt.model.unload()
@@ -159,6 +160,15 @@ class _Merging:
         needs_inputs = find_quantizer(self._quantizer).needs_moments
         quantizer = _WITHOUT_INPUTS if inputs is None and needs_inputs else self._quantizer
         self._replace(name, quantizer, inputs)
+
+    def audit_unchanged(self) -> None:
+        """Audit the matrices that keep their values, so that the audit lists every one of the file."""
+        for name in self._rebuilt.layers():
+            if name not in self.audits:
+                stored_OI, adapted_OI = self._rebuilt.stored_and_adapted(name)
+                exported_OI = stored_OI + self._kept_apart(name, stored_OI)
+                three_OI = (stored_OI, adapted_OI, exported_OI)
+                self.audits[name] = matrix_audit(self._rebuilt, name, self._formats[name], three_OI)
 
     def _replace(self, name: str, quantizer: str, inputs: LayerInputs | None = None) -> None:
         stored_OI, adapted_OI = self._rebuilt.stored_and_adapted(name)

@@ -25,14 +25,16 @@ MIXED = (*HELD, "int8", "nf4", "int6-g32", "int3-g32")
 IDS = torch.randint(2, 290, (2, 12), generator=torch.Generator().manual_seed(0))
 
 
-def finished_run(folder: Path, name: str, formats: tuple[str, ...], **values: Any) -> Path:
+def finished_run(
+    folder: Path, name: str, formats: tuple[str, ...], dtype: str = "fp32", **values: Any
+) -> Path:
     """A run of two steps whose matrices have ``formats`` in turn, and ranks from 1 to 4."""
     model = bpe_models.write(folder / "model", name, **values)
     empty = AutoModelForCausalLM.from_pretrained(model)
     names = [matrix.name for matrix in weight_matrices(empty) if matrix.tied_to is None]
     precision = {matrix: formats[number % len(formats)] for number, matrix in enumerate(names)}
     ranks = {matrix.name: 1 + number % 4 for number, matrix in enumerate(block_matrices(empty))}
-    return bpe_models.write_run(folder / "run", model, precision, ranks)
+    return bpe_models.write_run(folder / "run", model, precision, ranks, dtype)
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +89,25 @@ def test_planned_bytes_are_the_bytes_of_the_tensors_if_the_types_hold_the_format
     assert audit["replaced"] == [] and all(row["kept"] for row in audit["matrices"].values())
     assert audit["added_loss"] == pytest.approx(0, abs=1e-4)
     assert adapter == 2 * sum(part.down_RI.numel() + part.up_OR.numel() for part in parts(rebuilt).values())
+
+
+def test_bytes_of_biases_beyond_the_plan_are_stated(tmp_path: Path, capsys: Any) -> None:
+    """Runs in 16 bits keep biases in 16 bits; llama.cpp requires F32."""
+    values = {"tie_word_embeddings": True, "use_sliding_window": False}
+    folder = finished_run(tmp_path, "qwen2", HELD, "bf16", **values)
+    out = tmp_path / "out"
+    assert main(["export", str(folder), "--to", "gguf", "--lora", "--out", str(out), "--force"]) == 0
+    rebuilt, audit = rebuild(find_run(folder)), json.loads((out / "audit.json").read_text())
+    biases = sum(one.numel() for name, one in rebuilt.inner.named_parameters() if name.endswith(".bias"))
+    buffers = sum(buffer.nbytes for name, buffer in rebuilt.inner.named_buffers() if "inv_freq" in name)
+    base = audit["weight_bytes"] - audit["adapter_bytes"]
+    assert biases and base == audit["planned_bytes"] - buffers + 2 * biases
+    (note,) = (note for note in audit["notes"] if "vectors" in note)
+    assert note.startswith(f"{2 * biases:,} bytes more than planned")
+    # F16 factors, as planned; base and adapter have a plan each.
+    adapter = f"{audit['adapter_bytes']:,} in the adapter (planned: {audit['adapter_bytes']:,})"
+    expected = f"bytes: {base:,} in the base (planned: {audit['planned_bytes']:,}), {adapter} and"
+    assert expected in capsys.readouterr().out
 
 
 def parts(rebuilt: Rebuilt) -> dict[str, Any]:

@@ -26,9 +26,10 @@ from bitrank.export.gguf.architectures import Architecture, find_architecture
 from bitrank.export.gguf.calibrated import choose_codes
 from bitrank.export.gguf.stored import Stored
 from bitrank.export.gguf.tensor_types import TENSOR_TYPES, type_for
-from bitrank.export.gguf.tokenizer import Vocabulary, vocabulary_of
+from bitrank.export.gguf.tokenizer import Vocabulary, vocabulary_of, with_texts
 from bitrank.export.prepared import Options, Prepared
 from bitrank.export.rebuild import Rebuilt
+from bitrank.export.run_texts import run_texts
 from bitrank.models.architectures import auto_class
 from bitrank.models.meta_model import class_of
 
@@ -65,7 +66,9 @@ def prepare_gguf(rebuilt: Rebuilt, options: Options) -> Prepared:
     """Encode every tensor of the run, and evaluate the values that a program decodes from the file."""
     config = rebuilt.inner.config
     architecture = find_architecture(type(rebuilt.inner).__name__, config)
-    vocabulary = vocabulary_of(rebuilt.tokenizer, config.vocab_size)
+    texts = run_texts(rebuilt)
+    vocabulary = with_texts(vocabulary_of(rebuilt.tokenizer, config.vocab_size), texts)
+    widened = _widened_bytes(rebuilt)
     factors = _factors(rebuilt) if options.adapter_apart else {}
     matrices = _encode_matrices(rebuilt, options.adapter_apart)
     exported_OI, audits = _exported(rebuilt, matrices, factors)
@@ -82,9 +85,18 @@ def prepare_gguf(rebuilt: Rebuilt, options: Options) -> Prepared:
             metrics, rounded = rebuilt.evaluate(plain), metrics
     tensors = _tensors(plain, matrices, architecture)
     adapter = _adapter_tensors(factors, architecture, config)
-    weight_bytes = sum(one.rows.nbytes for one in (*tensors.values(), *adapter.values()))
+    adapter_bytes = _bytes_of(adapter)
+    weight_bytes = _bytes_of(tensors) + adapter_bytes
     audit = Audit(
-        options.target, rebuilt.metrics, metrics, audits, rebuilt.planned_bytes, weight_bytes, rounded
+        options.target,
+        rebuilt.metrics,
+        metrics,
+        audits,
+        rebuilt.planned_bytes,
+        weight_bytes,
+        rounded,
+        adapter_bytes,
+        rebuilt.planned_adapter_bytes() if factors else 0,
     )
     alpha = next((one.alpha for one in factors.values()), None)
     file = _File(architecture, config, vocabulary, Path(rebuilt.spec.model_source).name)
@@ -94,7 +106,27 @@ def prepare_gguf(rebuilt: Rebuilt, options: Options) -> Prepared:
         if alpha is not None:
             file.write_adapter(folder / ADAPTER_FILE, adapter, alpha)
 
+    notes = [*notes, *_note_on_vectors(widened), *texts.notes]
     return Prepared(audit, weight_bytes + vocabulary.nbytes, write, notes)
+
+
+def _bytes_of(tensors: Mapping[str, Stored]) -> int:
+    return sum(one.rows.nbytes for one in tensors.values())
+
+
+def _widened_bytes(rebuilt: Rebuilt) -> int:
+    """Bytes that vectors take in F32 beyond those of the run, which keeps biases in 16 bits."""
+    vectors = [parameter for parameter in rebuilt.inner.parameters() if parameter.ndim == 1]
+    return sum(4 * vector.numel() - vector.nbytes for vector in vectors)
+
+
+def _note_on_vectors(widened: int) -> list[str]:
+    if not widened:
+        return []
+    return [
+        f"{widened:,} bytes more than planned: llama.cpp requires {_VECTORS} for vectors, and biases were "
+        "planned in 16 bits"
+    ]
 
 
 def exported_weights(rebuilt: Rebuilt, adapter_apart: bool) -> dict[str, Tensor]:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import gguf
 
 from bitrank.errors import UserError
+
+if TYPE_CHECKING:
+    from bitrank.export.run_texts import RunTexts
 
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -99,6 +102,22 @@ class Vocabulary:
             getattr(writer, f"add_add_{name}_token")(adds)
         if self.chat_template:
             writer.add_chat_template(self.chat_template)
+
+
+def with_texts(vocabulary: Vocabulary, texts: RunTexts) -> Vocabulary:
+    """``vocabulary`` with the beginning, the ends and the template of the texts that a run learned.
+
+    llama.cpp adds BOS to a prompt if the file says so, and then removes the one that a template writes. So it
+    is to add BOS where the tokenizer does and training had it: a template may have left it out. A program
+    that adds EOS to a prompt would close it before the answer.
+    """
+    special, adds = dict(vocabulary.special), dict(vocabulary.adds)
+    adds["bos"] = adds["bos"] and texts.begins_with_bos
+    adds["eos"] = adds["eos"] and not texts.is_dialogue
+    if texts.marker is not None and texts.marker != special["eos"]:
+        special["eot"] = texts.marker
+    template = vocabulary.chat_template if texts.template is None else texts.template
+    return replace(vocabulary, special=special, adds=adds, chat_template=template)
 
 
 def vocabulary_of(tokenizer: Any, rows: int) -> Vocabulary:
