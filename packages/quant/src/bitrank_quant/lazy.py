@@ -1,8 +1,8 @@
-"""The weight of a quantized embedding as a tensor that is decoded only if its values are needed.
+"""The weight of a quantized module as a tensor that is decoded only if its values are needed.
 
-Subclasses of ``nn.Embedding`` read the dtype or device of their weight at every call (Gemma's, BART's), and
-some modules look rows up in the weight of another one. Neither may decode the whole table, which can be half
-of a model.
+Subclasses of ``nn.Embedding`` read the dtype or device of their weight at every call (Gemma's, BART's), as T5
+does of a linear layer's, and some modules look rows up in the weight of another one. None of them may decode
+the whole matrix, which can be half of a model.
 """
 
 from __future__ import annotations
@@ -26,14 +26,22 @@ _METADATA = {
     *(getattr(Tensor, name).__get__ for name in _ATTRIBUTES),
     *(Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point, Tensor.element_size, Tensor.__len__),
 }
-_NO_VALUES_CHANGED = {Tensor.requires_grad_}
+_NO_VALUES_CHANGED = {Tensor.requires_grad_, Tensor.requires_grad.__set__}
+_DATA = Tensor.data.__get__
+# Changes in place whose names do not end with one underscore.
+_CHANGES = {
+    "__setitem__",
+    *(f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")),
+    *(f"__i{name}__" for name in ("and", "or", "xor", "lshift", "rshift")),
+}
 
 
 class LazyWeight(Tensor):
     """A (rows, width) tensor in place of ``quantized``, decoded on demand.
 
     Metadata costs nothing, ``F.embedding`` decodes the rows that it looks up, and every other operation
-    decodes the whole matrix. In-place changes raise :class:`QuantError`, since the codes would not change.
+    decodes the whole matrix. In-place changes, also of ``data``, raise :class:`QuantError`: they would change
+    a decoded copy and not the codes, as PEFT's ``merge_and_unload`` does, which then drops the adapter.
     """
 
     _quantized: QuantWeight
@@ -58,6 +66,8 @@ class LazyWeight(Tensor):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         named = kwargs or {}
+        if func == _DATA:
+            return args[0]  # not a decoded copy, whose changes would be lost
         if func in _METADATA or func in _NO_VALUES_CHANGED:
             with _no_torch_function():
                 return func(*args, **named)
@@ -73,15 +83,20 @@ class LazyWeight(Tensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        name = str(getattr(func, "__name__", func))
-        if (
-            args
-            and isinstance(args[0], LazyWeight)
-            and (name == "__setitem__" or (name[-1] == "_" != name[-2:-1]))
-        ):
-            raise QuantError(f"a quantized table cannot be changed in place ({name}): leave it in 16 bits")
+        if args and isinstance(args[0], LazyWeight) and _changes(func):
+            raise QuantError(
+                f"a quantized matrix ({args[0]._quantized.fmt}) cannot be changed in place "
+                f"({getattr(func, '__name__', func)}): leave it in 16 bits, and resize embeddings before "
+                "quantizing. To merge an adapter into its base use `bitrank export --to merged` (16 bits) or `--to quantized`"
+            )
         decoded = tree_map_only(LazyWeight, lambda weight: weight._quantized.decode(), (args, kwargs or {}))
         return func(*decoded[0], **decoded[1])
+
+
+def _changes(func: Callable[..., Any]) -> bool:
+    """Whether ``func`` changes its first argument in place."""
+    name = str(getattr(func, "__name__", func))
+    return func == Tensor.data.__set__ or name in _CHANGES or name[-1] == "_" != name[-2:-1]
 
 
 def _is_look_up(

@@ -7,6 +7,7 @@ time.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -82,6 +83,16 @@ class QuantWeight(nn.Module):
             made.register_buffer(name, tensor)
         return made
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantWeight:
+        """Move codes and scales, and keep their dtypes: a cast of the model would round what is stored."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, stored in before.items():
+            moved = self._buffers[name]
+            if stored is not None and moved is not None and moved.dtype != stored.dtype:
+                self._buffers[name] = stored.to(moved.device)
+        return self
+
     @property
     def tensors(self) -> Tensors:
         # Read at every product: `named_buffers` walks the module tree and takes longer than some decodings.
@@ -141,8 +152,8 @@ class QuantLinear(nn.Linear):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """The decoded (out, in) matrix, computed at each access."""
-        return self.quantized.decode()
+        """The (out, in) matrix, decoded at each use of its values (see :mod:`~bitrank_quant.lazy`)."""
+        return LazyWeight(self.quantized)
 
     def forward(self, input: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(input.dtype)

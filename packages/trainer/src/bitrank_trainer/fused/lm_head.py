@@ -81,10 +81,10 @@ def _is_recorded(tensor: Tensor) -> bool:
 
 def head_scores(hidden_ND: Tensor, head: nn.Module, targets_N: Tensor) -> tuple[Tensor, Tensor]:
     """Per position: loss in nats (N,), 0 for target −100; whether the target has the largest logit (N,)."""
-    weight_VD: Any = head.weight
+    weight_DV: Any = head.weight.T  # a quantized head decodes once here
     losses, rights = [], []
-    for start, stop in _blocks(hidden_ND, len(weight_VD)):
-        logits_BV = (hidden_ND[start:stop] @ weight_VD.T).float()
+    for start, stop in _blocks(hidden_ND, weight_DV.shape[1]):
+        logits_BV = (hidden_ND[start:stop] @ weight_DV).float()
         losses.append(F.cross_entropy(logits_BV, targets_N[start:stop], reduction="none"))
         rights.append(logits_BV.argmax(-1) == targets_N[start:stop])
     return torch.cat(losses), torch.cat(rights)
@@ -108,7 +108,7 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, head: Any, targets_N: Tensor, kept_N: Tensor | None) -> Tensor:
         """Mean over all positions, or over those in ``kept_N``; every target must be a token."""
-        weight_VD = head.weight  # a quantized head decodes once here, for both passes
+        weight_VD = head.weight.detach()  # a quantized head decodes once here, for both passes
         grad_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
         total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
         buffers = _scratch_buffers(hidden_ND, weight_VD)
