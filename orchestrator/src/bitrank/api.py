@@ -19,25 +19,39 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from bitrank_adapters import AdapterScale
-from bitrank_quant import Applied, Encoding, apply_precision, left_out, store_in_16_bits, weight_matrices
+from bitrank_quant import (
+    Applied,
+    Encoding,
+    apply_precision,
+    left_out,
+    store_in_16_bits,
+    weight_matrices,
+)
 from torch import nn
 
-from bitrank.errors import UserError
+from bitrank.arguments import (
+    check_apply_arguments,
+    check_attach_arguments,
+    check_attachable,
+    check_plan_arguments,
+    given_plan,
+)
 from bitrank.export.registry import check_runtime
-from bitrank.models.architectures import check_adaptable, has_new_head
-from bitrank.models.completeness import heads_of
+from bitrank.models.architectures import check_adaptable
+from bitrank.models.quantized_checkpoints import is_quantized, refuse_quantized_model, refuse_saving
 from bitrank.planning.bits_of_budgets import measured_plan
-from bitrank.planning.in_memory import check_names, folder_of, restored_threads
+from bitrank.planning.in_memory import check_names, folder_of, new_heads, plannable, restored_threads
 from bitrank.planning.make_plan import PlanResult
 from bitrank.planning.plan_options import PLAN_DEFAULTS, PlanOptions, request_from_options
-from bitrank.run.quantizers import encoder_of
+from bitrank.run.quantizers import encoder_of, stored_formats
 from bitrank.spec.config import Config
 from bitrank.spec.configs import config_of_plan
 from bitrank.spec.make_spec import make_spec, refuse
 from bitrank.spec.plan_file import check_plan_data, plan_data, read_plan
 from bitrank.spec.plan_file import save_plan as _save_plan
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.rule_interface import AttachOptions, RankRule
+from bitrank.spec.rule_interface import AttachOptions
+from bitrank.spec.rules import check_shapes
 from bitrank.spec.run_spec import TUNED, RunSpec
 
 if TYPE_CHECKING:
@@ -105,8 +119,8 @@ def plan(
         (out, in), ``planning_seconds``.
 
     Raises:
-        UserError: a model, task, budget or setting does not exist or is invalid. Errors of the packages
-            also apply (:class:`~bitrank_planner.PlanError` when no plan fits the budget).
+        UserError: a model, task, budget or setting does not exist or is invalid, or another argument has a
+            wrong type. Errors of the packages also apply (:class:`~bitrank_planner.PlanError` when no plan fits the budget).
 
     Example:
         >>> import bitrank
@@ -117,6 +131,7 @@ def plan(
     if unexpected := set(options) - set(PLAN_DEFAULTS):
         raise TypeError(f"plan() got an unexpected keyword argument {min(unexpected)!r}")
     chosen: PlanOptions = {**PLAN_DEFAULTS, **options}
+    check_plan_arguments(budget, chosen)
     settings = chosen["settings"] or {}
     refuse(settings, _BY_ARGUMENT | ({"quantizer": "give quantizer= once"} if "quantizer" in options else {}))
     request = request_from_options(budget, chosen)
@@ -155,12 +170,13 @@ def apply(
 
     Returns:
         Format and backend of every matrix. Gradients flow through quantized layers to their inputs, not to
-        their weights.
+        their weights. ``save_pretrained`` of a quantized model then raises :class:`UserError`.
 
     Raises:
-        UserError: the plan was made for other shapes, or is not a plan; the quantizer needs ``inputs``.
+        UserError: the plan was made for other shapes, or is not a plan; the quantizer needs ``inputs``, or
+            none reaches a matrix; the model is quantized or has adapters; an argument has a wrong type.
         QuantError: a format or quantizer does not exist or does not fit, or the model lacks a module. The
-            model does not change.
+            model does not change, as for a :class:`UserError`.
 
     Example:
         >>> import bitrank
@@ -171,15 +187,17 @@ def apply(
         >>> done["model.layers.0.mlp.up_proj"].format
         'int4-g64'
     """
-    data = check_plan_data({"ranks": {}, **plan}, "the plan")
+    check_apply_arguments(compute_dtype, inputs)
+    data = given_plan(plan, "ranks")
     config = config_of_plan(data, "the plan")
-    heads = _heads(model)
+    refuse_quantized_model(model, "apply the plan to a newly loaded one", "apply the plan to its base")
+    heads = new_heads(model)
     check_adaptable(type(model).__name__, model)
-    quantizable = [m for m in weight_matrices(model) if m.tied_to is None and m.name not in heads]
-    formats = config.precision.assign_formats(quantizable)
+    formats = config.precision.assign_formats(plannable(model, heads))
     dtype = compute_dtype or next(p.dtype for p in model.parameters() if p.is_floating_point())
     own = config.settings.get("quantizer", RunSpec.quantizer)
-    encode = encoder_of(model, quantizer or data.get("quantizer", own), inputs)
+    stored = stored_formats(formats, quant_backend)
+    encode = encoder_of(model, quantizer or data.get("quantizer", own), inputs, stored)
     applied = apply_precision(
         model,
         formats,
@@ -188,6 +206,8 @@ def apply(
         encoding=Encoding(encode=encode),
     )
     store_in_16_bits(model, left_out(model, heads))
+    if is_quantized(model):
+        model.save_pretrained = refuse_saving  # type: ignore[assignment]
     return applied
 
 
@@ -222,7 +242,8 @@ def attach(
 
     Raises:
         UserError: the plan's adapters start from the quantization error, an adaptive plan has no
-            ``total_steps``, or its rank rule needs a run (such as ``train-then-reduce``).
+            ``total_steps``, its rank rule needs a run (such as ``train-then-reduce``), it was made for other
+            shapes, or an argument has a wrong type.
         AdapterError: a rank does not fit its matrix, the model lacks a module, or the plan has no ranks.
 
     Example:
@@ -234,14 +255,16 @@ def attach(
         >>> sum(p.numel() for p in adapted.parameters() if p.requires_grad) == 4 * (64 + 128)
         True
     """
-    data = check_plan_data({"precision": {}, **plan}, "the plan")
+    check_attach_arguments(None if isinstance(scale, AdapterScale) else scale, heads, total_steps, seed)
+    data = given_plan(plan, "precision")
     config = config_of_plan(data, "the plan")
     chosen_init = init or data.get("init", config.settings.get("init", "default"))
-    _check_attachable(data, config.rank, chosen_init, total_steps)
+    check_attachable(data, config, chosen_init, total_steps)
+    check_shapes(data["shapes"], plannable(model, new_heads(model)))
     blocks = [m for m in weight_matrices(model) if m.adaptable]
     options = AttachOptions(
         scale=scale if isinstance(scale, AdapterScale) else _scale_of_runs(config, scale),
-        heads=_heads(model) if heads is None else heads,
+        heads=new_heads(model) if heads is None else heads,
         seed=seed,
         total_steps=total_steps or 0,
     )
@@ -299,32 +322,7 @@ def _as_data(result: PlanResult, init: str, quantizer: str) -> Plan:
     return check_plan_data(data, "the plan")
 
 
-def _check_attachable(data: Plan, rule: RankRule, init: str, total_steps: int | None) -> None:
-    """Raise :class:`UserError` for adapters that only a run can start, train or save, or without a length."""
-    if init != "default":
-        raise UserError(
-            f"the adapters of this plan start with init={init!r}, which is computed while a run "
-            "quantizes its base; train it with `bitrank run --plan`, plan with init='default', or give "
-            "init='default' to start the adapters at zero"
-        )
-    if rule.needs_hook and not data["adaptive"]:
-        name = data["rank_rule"].get("name") or data["rank_rule_of"].get("config")
-        raise UserError(
-            f"the rank rule {name} changes or converts adapters while a run trains and saves "
-            "them; train it with `bitrank run --plan`, or give a rule with constant ranks"
-        )
-    if rule.triplets and total_steps is None:
-        raise UserError(
-            "this plan is adaptive (AdaLoRA): give total_steps, the optimizer steps of the training"
-        )
-
-
 def _scale_of_runs(config: Config, scale: float | None) -> AdapterScale:
     """The scale of adapters in a run of ``config``; ``scale`` replaces its factor."""
     own = {key: config.settings.get(key, getattr(RunSpec, key)) for key in ("adapter_scale", "scale_policy")}
     return AdapterScale(own["adapter_scale"] if scale is None else scale, own["scale_policy"])
-
-
-def _heads(model: nn.Module) -> list[str]:
-    """Modules of a classifier that runs train whole; none for other models."""
-    return heads_of(model) if has_new_head(model) else []

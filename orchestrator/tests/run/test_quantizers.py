@@ -187,8 +187,8 @@ def test_error_of_apply_without_inputs_names_the_need_of_the_quantizer() -> None
 def test_a_quantizer_that_fails_names_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     model = TINY["tiny-llama"]()
     batch = {"input_ids": torch.tensor([[1, 2, 3]])}
-    encode = encoder_of(model, "gptq", [batch])
     name = block_matrices(model)[0].name
+    encode = encoder_of(model, "gptq", [batch], {name: "int4-g64"})
     monkeypatch.setattr("bitrank_quant.quantizers.gptq._TRIES", 0)
     assert encode is not None
     with pytest.raises(QuantError, match=rf"{name}: the second moments .* cannot be factorized"):

@@ -1,13 +1,15 @@
-"""Detect and refuse checkpoints whose weights are codes, which must not be cast as if they were weights."""
+"""Detect and refuse checkpoints and models whose weights are codes, which must not be read as weights."""
 
 from __future__ import annotations
 
 import inspect
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Never
 
 import torch
+from bitrank_quant import BACKENDS
+from torch import nn
 
 from bitrank.errors import UserError
 
@@ -58,6 +60,31 @@ def refuse_quantized_config(name: object, config: Any) -> None:
         raise UserError(
             f"{name} is quantized already: its config.json says quant_method {method}; {_remedy_for(method)}"
         )
+
+
+def refuse_quantized_model(model: nn.Module, todo: str, adapters_todo: str) -> None:
+    """Raise :class:`UserError` if ``model`` has adapters, or weights that are codes of any library."""
+    if hasattr(model, "peft_config"):
+        raise UserError(f"this model has adapters; {adapters_todo} before attach")
+    if is_quantized(model):
+        raise UserError(f"this model is quantized; {todo}, with its float weights")
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether a weight of ``model`` is stored as codes, by this project or another library."""
+    if any(_is_code(parameter.dtype) for parameter in model.parameters()):
+        return True
+    return any(backend.owns(module) for module in model.modules() for backend in BACKENDS.values())
+
+
+def refuse_saving(*_: Any, **__: Any) -> Never:
+    """``save_pretrained`` of a quantized model: stock transformers would load random weights."""
+    raise UserError(
+        "transformers would load the codes of this quantized model as random weights; load the base with "
+        "quantization_config=BitrankConfig(plan['precision']) of bitrank_quant.hf_quantizer, whose "
+        "save_pretrained can be loaded again, or write layers of the backend torch by "
+        "bitrank_quant.save_quantized. For adapters call save_pretrained of the model that attach returns"
+    )
 
 
 def _remedy_for(method: object) -> str:

@@ -1,18 +1,22 @@
-"""A transformers model in memory as the input of planning: checked, and saved to a temporary folder."""
+"""A transformers model in memory: checked, saved to a temporary folder for planning, and what plans name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from bitrank_quant import WeightMatrix, weight_matrices
 from torch import nn
 
 from bitrank.errors import UserError
+from bitrank.models.architectures import has_new_head
+from bitrank.models.completeness import heads_of
 from bitrank.models.load import load_tokenizer
+from bitrank.models.quantized_checkpoints import refuse_quantized_model
 from bitrank.planning.budget import sizes_of
 from bitrank.planning.from_config import is_outline
 from bitrank.spec.run_spec import RunSpec
@@ -47,11 +51,7 @@ def _tokenizer_of(model: Any) -> Any:
 def _check_plain(model: nn.Module) -> None:
     if not hasattr(model, "save_pretrained") or not hasattr(model, "config"):
         raise UserError(f"expected a transformers model, a name or a folder, got {type(model).__name__}")
-    if hasattr(model, "peft_config"):
-        raise UserError("this model has adapters; plan its base before attach")
-    quantized = any(not p.is_floating_point() for p in model.parameters())
-    if quantized or any(hasattr(module, "quantized") for module in model.modules()):
-        raise UserError("this model is quantized; plan it before apply, with its float weights")
+    refuse_quantized_model(model, "plan it before apply", "plan its base")
 
 
 def check_names(model: nn.Module, spec: RunSpec) -> None:
@@ -73,3 +73,13 @@ def restored_threads() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def plannable(model: nn.Module, heads: Collection[str]) -> list[WeightMatrix]:
+    """The matrices that a plan may name: those of ``heads`` are trained, and tied ones follow their owner."""
+    return [m for m in weight_matrices(model) if m.tied_to is None and m.name not in heads]
+
+
+def new_heads(model: nn.Module) -> list[str]:
+    """Modules of a classifier that runs train whole; none for other models."""
+    return heads_of(model) if has_new_head(model) else []

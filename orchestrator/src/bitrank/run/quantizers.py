@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from bitrank_quant import Format, InputMoments, QuantError, find_quantizer, quantize, weight_matrices
+from bitrank_quant import (
+    OVERRIDES,
+    Float,
+    Format,
+    InputMoments,
+    QuantError,
+    check_quantizable,
+    find_quantizer,
+    parse_format,
+    quantize,
+    weight_matrices,
+)
 from bitrank_quant.sensitivity import input_moments
 from torch import Tensor, nn
 
@@ -38,13 +49,35 @@ def encoder(spec: RunSpec) -> Encode | None:
     return encode
 
 
-def encoder_of(model: nn.Module, quantizer: str, batches: Sequence[Mapping[str, Any]]) -> Encode | None:
+def encoder_of(
+    model: nn.Module, quantizer: str, batches: Sequence[Mapping[str, Any]], formats: Mapping[str, str]
+) -> Encode | None:
     """As :func:`encoder`, for a model in memory with float weights, and calibration ``batches``.
 
-    Raises :class:`~bitrank.errors.UserError` if the quantizer needs batches and there are none.
+    ``formats`` are those that matrices will be stored in. Raises :class:`~bitrank.errors.UserError` if the
+    quantizer uses batches and there are none, or none reaches a matrix of low bits; and :class:`QuantError`
+    if it does not exist or a format has no grid for it.
     """
-    if not find_quantizer(quantizer).uses_moments:
+    parsed = {name: parse_format(text) for name, text in formats.items()}
+    for fmt in set(parsed.values()):
+        check_quantizable(fmt, quantizer)
+    if quantizer == ROUNDING:
         return None
+    moments: dict[str, InputMoments] = {}
+    if find_quantizer(quantizer).uses_moments:
+        coded = {name for name, fmt in parsed.items() if not isinstance(fmt, Float)}
+        moments = _moments_of(model, quantizer, batches, coded)
+
+    def encode(name: str, weight_OI: Tensor, fmt: Format) -> dict[str, Tensor]:
+        return _quantized(name, weight_OI, fmt, quantizer, moments.get(name))
+
+    return encode
+
+
+def _moments_of(
+    model: nn.Module, quantizer: str, batches: Sequence[Mapping[str, Any]], coded: Collection[str]
+) -> dict[str, InputMoments]:
+    """The second moments of the inputs of all matrices, by name; those ``coded`` must have inputs."""
     if not batches:
         raise UserError(
             f"the quantizer {quantizer} reduces errors at the inputs of each layer, and no inputs were "
@@ -55,14 +88,22 @@ def encoder_of(model: nn.Module, quantizer: str, batches: Sequence[Mapping[str, 
     for part in input_moments(model, batches, lambda net, batch: net(**batch), matrices, _real_positions):
         found |= {name: moments_II.cpu() for name, moments_II in part.items()}
     tables = {m.name: torch.ones(m.shape[1]) for m in matrices if m.role == "embedding"}
-    moments = {**tables, **found}  # a head that shares its embedding's weight has inputs
+    found = {**tables, **found}  # a head that shares its embedding's weight has inputs
+    for matrix in matrices:
+        if matrix.name in coded and matrix.tied_to is None and matrix.name not in found:
+            raise UserError(
+                f"no input of {matrix.name} is known: no batch of inputs reaches it; give other batches, or "
+                "quantizer='rtn'"
+            )
+    return {name: InputMoments(moments) for name, moments in found.items()}
 
-    def encode(name: str, weight_OI: Tensor, fmt: Format) -> dict[str, Tensor]:
-        if name not in moments:
-            raise UserError(f"no input of {name} is known: no batch of inputs reaches it")
-        return _quantized(name, weight_OI, fmt, quantizer, InputMoments(moments[name]))
 
-    return encode
+def stored_formats(formats: Mapping[str, str], quant_backend: str) -> dict[str, str]:
+    """The formats that matrices get: ``quant_backend`` may replace all of low bits by its own."""
+    override = OVERRIDES.get(quant_backend)  # apply_precision refuses an unknown one
+    own = None if override is None else override.format
+    is_kept = {text: own is None or isinstance(parse_format(text), Float) for text in set(formats.values())}
+    return {name: text if is_kept[text] or own is None else own for name, text in formats.items()}
 
 
 def _quantized(

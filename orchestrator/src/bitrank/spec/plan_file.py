@@ -63,9 +63,17 @@ def plan_stem(path: Path) -> str:
 
 
 def save_plan(data: dict[str, Any], path: Path) -> None:
-    """Write ``data`` to ``path`` atomically. Raises :class:`UserError` if the file cannot be written."""
+    """Write ``data`` to ``path`` atomically. Raises :class:`UserError` if the file cannot be written, or if
+    ``data`` is no JSON."""
     try:
-        write_atomically(path, json.dumps(data, indent=1) + "\n")
+        text = json.dumps(data, indent=1)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"cannot write the plan as JSON: {error}; expected texts, numbers, lists and objects, so convert "
+            "other values or remove them"
+        ) from error
+    try:
+        write_atomically(path, text + "\n")
     except OSError as error:
         raise UserError(
             f"cannot write the plan to {path}: {error.strerror}; give another path with --save"

@@ -123,21 +123,7 @@ class GivenBits:
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def assign_formats(self, matrices: Sequence[WeightMatrix]) -> Formats:
-        here = {m.name: m.shape for m in matrices}
-        for name, shape in self.shapes.items():
-            if here.get(name) != tuple(shape):
-                got = f"got {here[name]}" if name in here else "which does not exist in this model"
-                raise UserError(
-                    f"this plan was made for another model: expected {name} of shape {tuple(shape)}, {got}; "
-                    "make a plan for this model"
-                )
-        deepest = last_blocks(m for m in matrices if m.name in self.shapes)
-        for m in matrices:
-            if m.layer is not None and m.layer > deepest.get(m.stack, m.layer):
-                raise UserError(
-                    f"this plan was made for a model of fewer blocks: {m.name} is not in it; make a plan for "
-                    "this model"
-                )
+        check_shapes(self.shapes, matrices)
         return {**dict.fromkeys((m.name for m in matrices), SIXTEEN), **self.formats}
 
 
@@ -210,6 +196,28 @@ class GivenRanks(Lora):
 
     def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
         return dict(self.plan)
+
+
+def check_shapes(shapes: Mapping[str, Sequence[int]], matrices: Sequence[WeightMatrix]) -> None:
+    """Raise :class:`UserError` if a plan with these ``shapes`` (out, in) was made for another model.
+
+    ``matrices`` are those that the plan may name. A plan without shapes fits every model.
+    """
+    here = {m.name: m.shape for m in matrices}
+    for name, shape in shapes.items():
+        if here.get(name) != tuple(shape):
+            got = f"got {here[name]}" if name in here else "which does not exist in this model"
+            raise UserError(
+                f"this plan was made for another model: expected {name} of shape {tuple(shape)}, {got}; "
+                "make a plan for this model"
+            )
+    deepest = last_blocks(m for m in matrices if m.name in shapes)
+    for m in matrices:
+        if m.layer is not None and m.layer > deepest.get(m.stack, m.layer):
+            raise UserError(
+                f"this plan was made for a model of fewer blocks: {m.name} is not in it; make a plan for "
+                "this model"
+            )
 
 
 def _in_block(matrix: WeightMatrix) -> bool:

@@ -9,7 +9,7 @@ format and the bytes of its owner), and hooks (they move to the new module).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from bitrank_quant.backends.choose import (
 from bitrank_quant.backends.dequantize import stored_weight
 from bitrank_quant.backends.overrides import Override
 from bitrank_quant.backends.reference import QuantEmbedding, QuantLinear, QuantWeight
-from bitrank_quant.backends.registry import BACKENDS, REFERENCE
+from bitrank_quant.backends.registry import BACKENDS, REFERENCE, backend_of
 from bitrank_quant.errors import QuantError
 from bitrank_quant.formats.base import Format, Tensors
 from bitrank_quant.formats.float import Float
@@ -134,14 +134,16 @@ def apply_precision(
     ``meta`` device, so that the whole unquantized model is never in memory. ``encoding`` determines the codes
     of low-bit matrices; by default each backend rounds the whole weight.
 
-    Raises :class:`QuantError`, before the model changes, for a module that the model lacks, a format or
-    backend that is unavailable or does not fit a matrix, an embedding whose rows end within a byte, a backend
-    that takes no codes from a quantizer, or a tied head whose format differs from its embedding's.
+    Raises :class:`QuantError`, before the model changes, for a module that the model lacks or whose weight is
+    quantized already, a format or backend that is unavailable or does not fit a matrix, an embedding whose
+    rows end within a byte, a backend that takes no codes from a quantizer, or a tied head whose format
+    differs from its embedding's.
     """
     device = device or next(model.parameters()).device.type
     override = override_for(quant_backend, device, compute_dtype)
     formats = {name: _effective(parse_format(text), override) for name, text in plan.items()}
     _check_names(model, formats)
+    _check_unquantized(model, formats)
     tied, heads_of, read = tied_modules(model), followers(model), readers_of_weights(model)
     _check_tied(formats, tied)
     encoding = encoding or Encoding()
@@ -269,6 +271,18 @@ def _check_names(model: nn.Module, formats: dict[str, Format]) -> None:
             raise QuantError(
                 f"the plan names {name!r}, which is no weight matrix of this model; "
                 f"nearest: {', '.join(near)}"
+            )
+
+
+def _check_unquantized(model: nn.Module, names: Iterable[str]) -> None:
+    """Raise :class:`QuantError` for codes, of any library: they would be encoded as if they were weights."""
+    for name in names:
+        module = model.get_submodule(name)
+        weight = module._parameters.get("weight")
+        if backend_of(module) is not None or weight is None or not weight.is_floating_point():
+            raise QuantError(
+                f"{name!r} is quantized already ({type(module).__name__}); expected float weights: load the "
+                "model again, without quantization"
             )
 
 

@@ -87,7 +87,8 @@ class LazyWeight(Tensor):
             raise QuantError(
                 f"a quantized matrix ({args[0]._quantized.fmt}) cannot be changed in place "
                 f"({getattr(func, '__name__', func)}): leave it in 16 bits, and resize embeddings before "
-                "quantizing. To merge an adapter into its base use `bitrank export --to merged` (16 bits) or `--to quantized`"
+                "quantizing. To merge an adapter into its base use `bitrank export --to merged` (16 "
+                "bits) or `--to quantized`"
             )
         decoded = tree_map_only(LazyWeight, lambda weight: weight._quantized.decode(), (args, kwargs or {}))
         return func(*decoded[0], **decoded[1])
