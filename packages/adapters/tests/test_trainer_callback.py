@@ -165,6 +165,20 @@ def test_loss_scaling_is_refused(make, blocks, tmp_path) -> None:
         callback.on_train_begin(trainer.args, _StateOf(STEPS), trainer.control, model=model)
 
 
+@pytest.mark.parametrize("shrink", [False, True])
+@pytest.mark.parametrize(("optim", "kind"), [("adafactor", "Adafactor"), ("sgd", "SGD")])
+def test_optimizer_with_other_moments_is_refused_before_the_first_step(
+    make, blocks, tmp_path, optim: str, kind: str, shrink: bool
+) -> None:
+    model = adalora(make, blocks)
+    before = trained(model)
+    trainer = trainer_of(model, tmp_path, [AdaLoraCallback(model, shrink=shrink)], optim=optim)
+    with pytest.raises(AdapterError, match=f"moments of torch's AdamW and Adam, got {kind} of .*adamw_torch"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    assert all(torch.equal(value, before[name]) for name, value in trained(model).items())
+
+
 class _StateOf:
     def __init__(self, max_steps: int) -> None:
         self.max_steps = max_steps

@@ -61,8 +61,8 @@ class AdaLoraCallback(TrainerCallback):
         trainer.train()
 
     Raises :class:`AdapterError` when ``model`` has no AdaLoRA adapter, and when training starts with another
-    number of steps or in a way that hides gradients (fp16, DeepSpeed, FSDP); :class:`BudgetMissed` when the
-    ranks that training leaves do not sum to the budget.
+    number of steps, in a way that hides gradients (fp16, DeepSpeed, FSDP), or with an optimizer other than
+    torch's AdamW or Adam; :class:`BudgetMissed` when the ranks that training leaves do not sum to the budget.
     """
 
     def __init__(self, model: PeftModel, *, shrink: bool = False) -> None:
@@ -104,6 +104,7 @@ class AdaLoraCallback(TrainerCallback):
                 f"{state.max_steps}; attach with total_steps={state.max_steps}, or set max_steps"
             )
         _check_gradients_are_plain(args)
+        _check_moments_are_adams(kwargs.get("optimizer"))
         if isinstance(self._hook, ShrinkingRanks) and args.world_size > 1:
             raise AdapterError(
                 "shrink replaces parameters, which several processes cannot follow; use one process"
@@ -237,7 +238,7 @@ def scale_moments(
     them."""
     for name, factor in factors.items():
         state = optimizer.state.get(parameters[name], {})
-        for key, power in (("exp_avg", 1), ("exp_avg_sq", 2)):
+        for key, power in (("exp_avg", 1), ("exp_avg_sq", 2), ("max_exp_avg_sq", 2)):
             if key in state:
                 state[key].div_(factor**power)
 
@@ -285,3 +286,13 @@ def _check_gradients_are_plain(args: TrainingArguments) -> None:
             raise AdapterError(
                 f"AdaLoraCallback reads gradients, which {name} scales or shards; use bf16 or fp32 without it"
             )
+
+
+def _check_moments_are_adams(optimizer: Any) -> None:
+    """Moments are rescaled and cut with their parameters, which needs to know what an optimizer stores."""
+    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps the one that was given
+    if inner is not None and not isinstance(inner, (torch.optim.AdamW, torch.optim.Adam)):
+        raise AdapterError(
+            f"AdaLoraCallback adapts the moments of torch's AdamW and Adam, got {type(inner).__name__} of "
+            f"{type(inner).__module__.partition('.')[0]}; give optim='adamw_torch' or 'adamw_torch_fused'"
+        )
