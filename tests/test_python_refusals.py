@@ -13,7 +13,16 @@ import bitrank
 import pytest
 import torch
 from bitrank.errors import UserError
-from bitrank_quant import QUANTIZERS, QuantError, Quantizer, apply_precision, block_matrices, weight_matrices
+from bitrank_quant import (
+    QUANTIZERS,
+    Format,
+    QuantError,
+    Quantizer,
+    apply_precision,
+    block_matrices,
+    weight_matrices,
+)
+from bitrank_quant.formats import parse
 from bitrank_quant.hf_quantizer import BitrankConfig
 from peft import PeftModel
 from torch import Tensor, nn
@@ -165,11 +174,28 @@ def test_apply_calls_a_quantizer_that_ignores_moments(monkeypatch: pytest.Monkey
     assert torch.allclose(made, plain / 2, atol=1e-3) and not torch.allclose(made, plain, atol=1e-3)
 
 
-def test_format_without_a_grid_is_refused_before_any_matrix_is_stored() -> None:
-    plan = {"precision": {UP: "int4-g64", DOWN: "cube4"}}
+class Cube(Format):
+    """A format without a grid: four bits a weight."""
+
+    block = None
+    bits = 4
+
+    def __str__(self) -> str:
+        return "cube4"
+
+
+Cube.__abstractmethods__ = frozenset()  # type: ignore[attr-defined]
+
+
+def test_format_without_a_grid_is_refused_before_any_matrix_is_stored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(parse.FORMATS, "cube4", Cube())
     model = llama()
-    with unchanged(model), pytest.raises(QuantError, match="cube4"):
-        bitrank.apply(model, plan, quantizer="search", inputs=[BATCH])
+    with unchanged(model), pytest.raises(QuantError, match="cube4 has no grid of codes to choose from"):
+        bitrank.apply(
+            model, {"precision": {UP: "int4-g64", DOWN: "cube4"}}, quantizer="search", inputs=[BATCH]
+        )
 
 
 def test_matrix_that_no_batch_reaches_is_refused_before_any_matrix_is_stored() -> None:

@@ -77,7 +77,7 @@ def encoder_of(
 def _moments_of(
     model: nn.Module, quantizer: str, batches: Sequence[Mapping[str, Any]], coded: Collection[str]
 ) -> dict[str, InputMoments]:
-    """The second moments of the inputs of all matrices, by name; those ``coded`` must have inputs."""
+    """The second moments of the inputs of the matrices ``coded``, by name."""
     if not batches:
         raise UserError(
             f"the quantizer {quantizer} reduces errors at the inputs of each layer, and no inputs were "
@@ -95,15 +95,16 @@ def _moments_of(
                 f"no input of {matrix.name} is known: no batch of inputs reaches it; give other batches, or "
                 "quantizer='rtn'"
             )
-    return {name: InputMoments(moments) for name, moments in found.items()}
+    return {name: InputMoments(moments) for name, moments in found.items() if name in coded}
 
 
 def stored_formats(formats: Mapping[str, str], quant_backend: str) -> dict[str, str]:
     """The formats that matrices get: ``quant_backend`` may replace all of low bits by its own."""
     override = OVERRIDES.get(quant_backend)  # apply_precision refuses an unknown one
     own = None if override is None else override.format
-    is_kept = {text: own is None or isinstance(parse_format(text), Float) for text in set(formats.values())}
-    return {name: text if is_kept[text] or own is None else own for name, text in formats.items()}
+    if own is None:
+        return dict(formats)
+    return {name: text if isinstance(parse_format(text), Float) else own for name, text in formats.items()}
 
 
 def _quantized(

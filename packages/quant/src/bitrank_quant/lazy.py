@@ -26,8 +26,11 @@ _METADATA = {
     *(getattr(Tensor, name).__get__ for name in _ATTRIBUTES),
     *(Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point, Tensor.element_size, Tensor.__len__),
 }
-_NO_VALUES_CHANGED = {Tensor.requires_grad_, Tensor.requires_grad.__set__}
-_DATA = Tensor.data.__get__
+_READ_DATA, _SET_DATA, _SET_REQUIRES_GRAD = (
+    getattr(getattr(Tensor, name), method)
+    for name, method in (("data", "__get__"), ("data", "__set__"), ("requires_grad", "__set__"))
+)
+_NO_VALUES_CHANGED = {Tensor.requires_grad_, _SET_REQUIRES_GRAD}
 # Changes in place whose names do not end with one underscore.
 _CHANGES = {
     "__setitem__",
@@ -66,7 +69,7 @@ class LazyWeight(Tensor):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         named = kwargs or {}
-        if func == _DATA:
+        if func == _READ_DATA:
             return args[0]  # not a decoded copy, whose changes would be lost
         if func in _METADATA or func in _NO_VALUES_CHANGED:
             with _no_torch_function():
@@ -97,7 +100,7 @@ class LazyWeight(Tensor):
 def _changes(func: Callable[..., Any]) -> bool:
     """Whether ``func`` changes its first argument in place."""
     name = str(getattr(func, "__name__", func))
-    return func == Tensor.data.__set__ or name in _CHANGES or name[-1] == "_" != name[-2:-1]
+    return func == _SET_DATA or name in _CHANGES or name[-1] == "_" != name[-2:-1]
 
 
 def _is_look_up(
