@@ -120,7 +120,8 @@ def plan(
 
     Raises:
         UserError: a model, task, budget or setting does not exist or is invalid, or another argument has a
-            wrong type. Errors of the packages also apply (:class:`~bitrank_planner.PlanError` when no plan fits the budget).
+            wrong type. Errors of the packages also apply (:class:`~bitrank_planner.PlanError` when no plan
+            fits the budget).
 
     Example:
         >>> import bitrank
