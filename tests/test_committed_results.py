@@ -44,6 +44,16 @@ def test_a_report_made_from_the_bundle_has_the_committed_tables(
         pd.testing.assert_frame_equal(pd.read_csv(found), pd.read_csv(committed), rtol=1e-6)
 
 
+def test_findings_on_published_claims_follow_from_the_bundles(tmp_path: Path) -> None:
+    systems = RESULTS / "systems"
+    write_bundle([str(systems / "claims" / "evidence"), str(systems / "evidence")], tmp_path / "joined")
+    plans = [systems / "claims" / "planning.json", systems / "planning-3.5bits.json"]
+    planners_report(str(tmp_path / "joined"), None, plans, tmp_path / "report")
+    name = "published-wiki_articles.csv"
+    found, committed = pd.read_csv(tmp_path / "report" / name), pd.read_csv(systems / name)
+    pd.testing.assert_frame_equal(found, committed, rtol=1e-6)
+
+
 @pytest.mark.parametrize("task", ("movie_sentences", "wiki_articles"))
 def test_a_published_claim_is_tested_only_at_equal_bytes(task: str) -> None:
     claims = pd.read_csv(RESULTS / "systems" / f"published-{task}.csv")
