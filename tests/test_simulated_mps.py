@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,17 +42,23 @@ Check = Callable[..., Any]  # takes a device, returns nested containers of tenso
 
 @pytest.fixture(scope="module")
 def process() -> Iterator[ProcessPoolExecutor]:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), install) as pool:
-        yield pool
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[1]))  # the child imports this file as `tests.…`
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), install) as pool:
+            yield pool
 
 
-def compare(check: Check, *options: str) -> None:
-    """Assert that ``check`` finds the same on both devices."""
+def difference(check: Check, *options: str) -> str:
+    """What ``check`` finds on one device and not on the other; "" for nothing."""
     torch.set_num_threads(1)
     on_cpu = check(torch.device("cpu"), *options)
     with simulated_mps():
         on_mps = tree_map(_fetched, check(torch.device("mps"), *options))
-    torch.testing.assert_close(on_mps, on_cpu, rtol=1e-4, atol=1e-6)
+    try:
+        torch.testing.assert_close(on_mps, on_cpu, rtol=1e-4, atol=1e-6)
+    except AssertionError as error:
+        return str(error)
+    return ""
 
 
 def _fetched(value: Any) -> Any:
@@ -186,19 +193,19 @@ def probed(device: torch.device) -> Any:
 
 @pytest.mark.parametrize("quantizer", ["rtn", "search", "gptq"])
 def test_measurements_equal_those_on_the_cpu(process: ProcessPoolExecutor, quantizer: str) -> None:
-    process.submit(compare, measured, quantizer).result()
+    assert process.submit(difference, measured, quantizer).result() == ""
 
 
 @pytest.mark.parametrize("check", [changed_model, start_data, reduced, probed])
 def test_divergences_data_of_starts_reduced_ranks_and_probes_equal_those_on_the_cpu(
     process: ProcessPoolExecutor, check: Check
 ) -> None:
-    process.submit(compare, check).result()
+    assert process.submit(difference, check).result() == ""
 
 
 @pytest.mark.parametrize("init", ["loftq", "lq-lora", "qera", "pissa", "corda", "lora-ga", "gora", "eva"])
 def test_starts_of_adapters_equal_those_on_the_cpu(process: ProcessPoolExecutor, init: str) -> None:
-    process.submit(compare, started, init).result()
+    assert process.submit(difference, started, init).result() == ""
 
 
 def refusals() -> list[str]:
