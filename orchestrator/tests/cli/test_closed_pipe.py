@@ -20,7 +20,8 @@ PLAN = ["plan", *SMOKE, "--budget", "9bits"]
 def closed(arguments: list[str], folder: Path, lines: int, both: bool = False) -> tuple[int, str]:
     """Exit code and standard error of a command whose output is closed after ``lines`` lines.
 
-    Standard error goes to the closed pipe too with ``both``.
+    Standard error goes to the closed pipe too with ``both``. The cache is empty: a command that finds all in
+    it writes its output at once, before the pipe can be closed.
     """
     reading, writing = os.pipe()
     error = folder / "error.txt"
@@ -28,6 +29,7 @@ def closed(arguments: list[str], folder: Path, lines: int, both: bool = False) -
         process = subprocess.Popen(
             [sys.executable, "-m", "bitrank", *arguments],
             cwd=folder,
+            env=os.environ | {"BITRANK_CACHE": str(folder / "cache")},
             stdin=subprocess.DEVNULL,
             stdout=writing,
             stderr=writing if both else file,
