@@ -177,10 +177,13 @@ def test_quick_study_of_systems_walks_to_its_rates_and_tests_only_reported_runs(
     assert not any("eval/acc" in run["results"] for run in chosen_by) and len(chosen_by) >= 4
 
 
+@pytest.mark.parametrize(("name", "quick"), [("systems", True), ("systems", False), ("allocators", False)])
 @pytest.mark.parametrize(("rates", "walks"), [(None, True), ([0.3, 1.0, 3.0], False)])
-def test_rates_that_are_asked_for_are_all_tried(rates: list[float] | None, walks: bool) -> None:
+def test_rates_that_are_asked_for_are_all_tried(
+    rates: list[float] | None, walks: bool, name: str, quick: bool
+) -> None:
     keys = ("budgets", "arms", "seeds", "evaluations")
-    arguments = Namespace(name="systems", quick=True, rates=rates, **dict.fromkeys(keys))
+    arguments = Namespace(name=name, quick=quick, rates=rates, **dict.fromkeys(keys))
     assert _study(arguments).walks == walks
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 EXAMPLES = """examples:
   bitrank study allocators --quick              one seed, one budget, a third of the steps, small searches
   bitrank study allocators --forecast           the hours that the whole study takes here
-  bitrank study allocators                      three budgets, three seeds, all arms, five learning rates each
+  bitrank study allocators                      three budgets, three seeds, all arms, the best of five rates
   bitrank study systems --quick                 published systems at the bytes of B-Q4, one seed
   bitrank study systems --arms Plan-Q4,B-Q4,QA-LoRA-Q4 --budgets 3.5bits
   bitrank study frozen-rank --tasks movie_sentences

@@ -29,7 +29,7 @@ class PlannerStudy:
     ``configs`` are trained in addition, at their own bytes. A search may evaluate ``evaluations`` plans of
     ``tries`` steps each. ``rates`` are factors on the profile's learning rate among which that of each arm is
     chosen; empty for the profile's own. ``walks``: only the rates are tried that a walk downhill from the
-    middle one meets. ``quick`` replaces values of :data:`QUICK`.
+    middle one meets (decision 47). ``quick`` replaces values of :data:`QUICK`.
     """
 
     about: str
@@ -41,7 +41,7 @@ class PlannerStudy:
     evaluations: int = 48
     tries: int = 10
     rates: tuple[float, ...] = ()
-    walks: bool = False
+    walks: bool = True
     quick: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -121,7 +121,6 @@ STUDIES: dict[str, PlannerStudy] = {
             "budgets": ("=B-Q4",),
             "configs": SIXTEEN_BITS,
             "rates": _HALF_DECADES[1:4],
-            "walks": True,
         },
     ),
 }
