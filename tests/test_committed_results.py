@@ -49,13 +49,21 @@ def test_a_report_made_from_the_bundle_has_the_committed_tables(
         pd.testing.assert_frame_equal(pd.read_csv(found), pd.read_csv(committed), rtol=1e-6)
 
 
-def test_findings_on_published_claims_follow_from_the_bundles(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def claims(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of the runs at the bytes of ``B-Q4`` and at 3.5 bits."""
+    folder = tmp_path_factory.mktemp("claims")
     systems = RESULTS / "systems"
-    write_bundle([str(systems / "claims" / "evidence"), str(systems / "evidence")], tmp_path / "joined")
+    write_bundle([str(systems / "claims" / "evidence"), str(systems / "evidence")], folder / "joined")
     plans = [systems / "claims" / "planning.json", systems / "planning-3.5bits.json"]
-    planners_report(str(tmp_path / "joined"), None, plans, tmp_path / "report")
-    name = "published-wiki_articles.csv"
-    found, committed = pd.read_csv(tmp_path / "report" / name), pd.read_csv(systems / name)
+    planners_report(str(folder / "joined"), None, plans, folder / "report")
+    return folder / "report"
+
+
+@pytest.mark.parametrize("task", ("movie_sentences", "wiki_articles"))
+def test_findings_on_published_claims_follow_from_the_bundles(task: str, claims: Path) -> None:
+    name = f"published-{task}.csv"
+    found, committed = pd.read_csv(claims / name), pd.read_csv(RESULTS / "systems" / name)
     pd.testing.assert_frame_equal(found, committed, rtol=1e-6)
 
 
