@@ -53,6 +53,18 @@ def test_no_answer_of_test_is_trained_on_where_each_conversation_has_a_shorter_r
     )
 
 
+def test_a_tenth_of_the_grown_conversations_is_in_test_however_many_rows_they_have(tmp_path: Path) -> None:
+    singles = [said(f"s {n}", f"t {n}") for n in range(1500)]
+    for states in (2, 4, 8):
+        texts = task(tmp_path / f"{states}.jsonl", [*singles, *grown(500, states)])
+        for split in ("validation", "test"):
+            held_out = [len(example.turns) for example in texts.splits[split]]
+            assert len(held_out) == 200, "a tenth of all groups"
+            # 50 are expected, with a standard deviation of 5.8 (hypergeometric); by the smallest digest
+            # they were 79 to 149.
+            assert 33 <= held_out.count(2 * states) <= 67
+
+
 def test_rows_that_continue_one_row_in_several_ways_are_in_one_split(tmp_path: Path) -> None:
     rows = []
     for n in range(40):

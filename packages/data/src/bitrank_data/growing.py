@@ -6,6 +6,7 @@ of a short row, with all that precedes it, would be trained on in a longer one a
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from dataclasses import dataclass, field
 
@@ -40,8 +41,8 @@ class Growth:
     def merged(self, digests: bytearray) -> tuple[bytes | bytearray, np.ndarray | None, DataReport]:
         """Digests by which rows are split, the number of answers of each row, and a note.
 
-        Rows that continue others get one digest with them, the smallest of theirs. Without such rows
-        ``digests`` are unchanged, and there are no numbers.
+        Rows that continue others get one digest with them. Without such rows ``digests`` are unchanged, and
+        there are no numbers.
         """
         begun_N, row_N = np.frombuffer(self.beginnings, dtype=_DIGEST), np.asarray(self.row)
         wholes, first = np.unique(np.frombuffer(self.wholes, dtype=_DIGEST), return_index=True)
@@ -64,12 +65,17 @@ class Growth:
 
 
 def _renamed(keys_N: np.ndarray, pairs: list[tuple[bytes, ...]]) -> bytes:
-    """``keys_N`` with the smallest of all that ``pairs`` connect in place of each of them."""
-    smallest: dict[bytes, bytes] = {}
+    """``keys_N`` with one new digest in place of all that ``pairs`` connect.
+
+    It is the hash of theirs: the smallest digest of many is a small one, and test and validation take the
+    groups with the smallest digests.
+    """
+    renamed: dict[bytes, bytes] = {}
     for group in connected(pairs, lambda pair: [key.hex() for key in pair]):
         members = {key for pair in group for key in pair}
-        smallest |= dict.fromkeys(members, min(members))
-    old = np.array(sorted(smallest), dtype=_DIGEST)
-    new = np.array([smallest[key] for key in sorted(smallest)], dtype=_DIGEST)
+        digest = hashlib.sha256(b"".join(sorted(members))).digest()[:KEY_BYTES]
+        renamed |= dict.fromkeys(members, digest)
+    old = np.array(sorted(renamed), dtype=_DIGEST)
+    new = np.array([renamed[key] for key in sorted(renamed)], dtype=_DIGEST)
     place_N = np.searchsorted(old, keys_N).clip(max=len(old) - 1)
     return np.where(old[place_N] == keys_N, new[place_N], keys_N).astype(_DIGEST).tobytes()
