@@ -65,18 +65,47 @@ def test_a_tenth_of_the_grown_conversations_is_in_test_however_many_rows_they_ha
             assert 33 <= held_out.count(2 * states) <= 67
 
 
-def test_rows_that_continue_one_row_in_several_ways_are_in_one_split(tmp_path: Path) -> None:
+def test_rows_that_continue_one_of_two_answers_in_several_ways_are_in_one_split(tmp_path: Path) -> None:
     rows = []
     for n in range(40):
-        start = [f"q {n}", f"a {n}"]
+        start = [f"q {n}", f"a {n}", "go on", f"d {n}"]
         rows += [said(*start), said(*start, "more", f"b {n}"), said(*start, "why", f"c {n}")]
     texts = task(tmp_path / "grow.jsonl", rows)
     assert not answers(texts.splits["train"]) & answers(texts.splits["test"])
     assert len(texts.splits["test"]) == 4
 
 
+GREETING = ("hello", "Hi! How can I help?")
+
+
+def test_a_row_that_is_a_common_opening_joins_one_conversation_alone(tmp_path: Path) -> None:
+    greeted = [said(*GREETING, f"q {n}", f"a {n}") for n in range(199)]
+    longest = said(*GREETING, "q", "a", "q 2", "a 2")
+    texts = task(tmp_path / "greetings.jsonl", [said(*GREETING), *greeted, longest])
+    assert {split: len(rows) for split, rows in texts.splits.items() if split != "train"} == {
+        "validation": 20,
+        "test": 20,
+    }
+    counts = texts.report.counts
+    assert counts["continued_conversations"] == 1 and counts["repeated_rows"] == 1
+    whole = {split: {example.turns for example in rows} for split, rows in texts.splits.items()}
+    turns = [tuple(Turn(**turn) for turn in row) for row in (said(*GREETING), longest)]
+    (place,) = [split for split, rows in whole.items() if turns[1] in rows]
+    assert (turns[0] in whole["train"]) == (place == "train"), "the opening is no text of its own"
+
+
+def test_different_answers_to_one_opening_join_one_conversation_together(tmp_path: Path) -> None:
+    rows = [said("hello", f"hi {n}") for n in range(40)]
+    rows += [said("hello", f"hi {n}", f"q {n}", f"a {n}") for n in range(40)]
+    texts = task(tmp_path / "greetings.jsonl", rows)
+    assert [len(texts.splits[split]) for split in ("validation", "test")] == [4, 4]
+    assert texts.report.counts["continued_conversations"] == 1
+    trained = answers(texts.splits["train"])
+    assert not trained & {example.turns for example in texts.splits["test"]}, "no last answer is trained on"
+
+
 def test_the_split_of_grown_conversations_does_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
-    rows = grown(30, states=3)
+    rows = [*grown(30, states=3), said(*GREETING), *(said(*GREETING, f"q {n}", "a") for n in range(30))]
     first, second = task(tmp_path / "a.jsonl", rows), task(tmp_path / "b.jsonl", rows[::-1])
     for split in ("validation", "test"):
         assert answers(first.splits[split]) == answers(second.splits[split])

@@ -2,6 +2,9 @@
 
 Every answer of a conversation is trained on. If a file has a row for each state of a conversation, the answer
 of a short row, with all that precedes it, would be trained on in a longer one and tested too.
+
+A row of two or more answers is joined with all that continue it. One of a single answer is joined with the
+longest alone: else a row with a common opening, such as a greeting, would make one text of all that begin so.
 """
 
 from __future__ import annotations
@@ -53,18 +56,36 @@ class Growth:
         if not found_N.any():
             return digests, None, DataReport()
         keys_N = np.frombuffer(digests, dtype=_DIGEST)
-        pairs = zip(keys_N[row_N[found_N]], keys_N[first[place_N[found_N]]], strict=True)
         answers_N = 1 + np.bincount(row_N, minlength=len(keys_N))
-        count = len(np.unique(row_N[found_N]))
+        longer_N, shorter_N = row_N[found_N], first[place_N[found_N]]
+        joined_N = _joined(keys_N, answers_N, longer_N, shorter_N)
+        pairs = zip(keys_N[longer_N[joined_N]], keys_N[shorter_N[joined_N]], strict=True)
+        new_N = _renamed(keys_N, [tuple(map(bytes, pair)) for pair in pairs])
+        count = len(np.unique(longer_N[new_N[longer_N] == new_N[shorter_N]]))
         note = (
             f"{count} rows continue the conversation of another row and count as its repeats: they are in "
             "one split with it, and validation and test have the longest of such rows alone"
         )
         report = DataReport({"continued_conversations": count}, (note,))
-        return _renamed(keys_N, [tuple(map(bytes, pair)) for pair in pairs]), answers_N, report
+        return new_N.tobytes(), answers_N, report
 
 
-def _renamed(keys_N: np.ndarray, pairs: list[tuple[bytes, ...]]) -> bytes:
+def _joined(
+    keys_N: np.ndarray, answers_N: np.ndarray, longer_N: np.ndarray, shorter_N: np.ndarray
+) -> np.ndarray:
+    """Which of the pairs of a longer and a shorter row are to be in one split.
+
+    Rows of a single answer to one prompt are joined with one longer row: that with the most answers, and of
+    several the smallest digest, so that the order of the rows does not matter.
+    """
+    joined_N: np.ndarray = answers_N[shorter_N] > 1
+    order_N = np.lexsort((keys_N[longer_N], -answers_N[longer_N]))
+    _, longest = np.unique(keys_N[shorter_N[order_N]], return_index=True)
+    joined_N[order_N[longest]] = True
+    return joined_N
+
+
+def _renamed(keys_N: np.ndarray, pairs: list[tuple[bytes, ...]]) -> np.ndarray:
     """``keys_N`` with one new digest in place of all that ``pairs`` connect.
 
     It is the hash of theirs: the smallest digest of many is a small one, and test and validation take the
@@ -78,4 +99,4 @@ def _renamed(keys_N: np.ndarray, pairs: list[tuple[bytes, ...]]) -> bytes:
     old = np.array(sorted(renamed), dtype=_DIGEST)
     new = np.array([renamed[key] for key in sorted(renamed)], dtype=_DIGEST)
     place_N = np.searchsorted(old, keys_N).clip(max=len(old) - 1)
-    return np.where(old[place_N] == keys_N, new[place_N], keys_N).astype(_DIGEST).tobytes()
+    return np.where(old[place_N] == keys_N, new[place_N], keys_N).astype(_DIGEST)
