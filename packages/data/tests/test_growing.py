@@ -122,15 +122,61 @@ def test_conversations_that_share_an_opening_alone_are_split_by_their_own_text(t
     assert "continued_conversations" not in texts.report.counts
 
 
+def folder(path: Path, **splits: list[Turns]) -> Texts:
+    path.mkdir()
+    for split, conversations in splits.items():
+        lines = [json.dumps({"messages": turns}) + "\n" for turns in conversations]
+        (path / f"{split}.jsonl").write_text("".join(lines))
+    texts: Texts = open_task(str(path)).load()
+    return texts
+
+
+def singles(name: str, count: int) -> list[Turns]:
+    return [said(f"{name} {n}", "x") for n in range(count)]
+
+
 def test_a_given_test_row_that_training_continues_is_counted(tmp_path: Path) -> None:
-    folder = tmp_path / "task"
-    folder.mkdir()
-    for split, turns in (("train", said("q", "a", "q2", "a2")), ("test", said("q", "a"))):
-        others = [said(f"{split} {n}", "x") for n in range(12)]
-        lines = [json.dumps({"messages": conversation}) + "\n" for conversation in [turns, *others]]
-        (folder / f"{split}.jsonl").write_text("".join(lines))
-    report = open_task(str(folder)).load().report
-    assert "1 of 13 texts of test are also in train, as in the files" in report.notes
+    train = [said("q", "a", "q2", "a2"), *singles("train", 12)]
+    report = folder(tmp_path / "task", train=train, test=[said("q", "a"), *singles("test", 12)]).report
+    assert "1 of 13 texts of test go on in a text of train, as in the files" in report.notes
+    assert report.counts["test_texts_that_go_on_in_train"] == 1
+    assert report.counts["test_texts_that_continue_train"] == report.counts["test_texts_in_train"] == 0
+
+
+def test_given_splits_that_share_a_greeting_have_no_texts_in_common(tmp_path: Path) -> None:
+    train = [said(*GREETING), *(said(*GREETING, f"q {n}", "a") for n in range(20))]
+    validation = [said(*GREETING, "v", "a"), *singles("validation", 3)]
+    test = [*(said(*GREETING, f"t {n}", "a") for n in range(10)), *singles("test", 5)]
+    texts = folder(tmp_path / "task", train=train, validation=validation, test=test)
+    assert {split: len(rows) for split, rows in texts.splits.items()} == {
+        "train": 21,
+        "validation": 4,
+        "test": 15,
+    }
+    assert texts.report.notes == (
+        "1 of 4 texts of validation continue a text of train, as in the files",
+        "10 of 15 texts of test continue a text of train, as in the files",
+    )
+
+
+def test_rows_of_a_given_test_split_join_no_rows_of_training(tmp_path: Path) -> None:
+    start = ["q", "a", "q 2", "a 2"]
+    train = [said(*start, f"q {n}", "a") for n in range(40)]
+    texts = folder(tmp_path / "task", train=train, test=[said(*start), *singles("test", 3)])
+    assert [len(texts.splits[split]) for split in ("train", "validation")] == [36, 4]
+    assert "continued_conversations" not in texts.report.counts
+
+
+def test_validation_that_is_taken_from_training_has_the_longest_row_of_each_conversation(
+    tmp_path: Path,
+) -> None:
+    texts = folder(tmp_path / "task", train=grown(40), test=singles("test", 3))
+    assert [len(texts.splits[split]) for split in ("train", "validation", "test")] == [72, 4, 3]
+    assert all(len(example.turns) == 4 for example in texts.splits["validation"])
+    assert texts.report.notes[0] == (
+        "40 rows continue the conversation of another row and count as its repeats: they are in one split "
+        "with it, and validation has the longest of such rows alone"
+    )
 
 
 def test_an_answer_that_opens_a_conversation_is_context() -> None:

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from bitrank_data.corpora.groups import connected
 from bitrank_data.examples import DataReport, Example
-from bitrank_data.splitting import KEY_BYTES, key_digest
+from bitrank_data.splitting import KEY_BYTES, TEST, TRAIN, Keyed, key_digest
 
 _DIGEST = f"S{KEY_BYTES}"  # a digest that ends with zeros equals only itself: all have one length
 
@@ -41,33 +42,75 @@ class Growth:
             self.beginnings += key_digest(text)
             self.row.append(index)
 
-    def merged(self, digests: bytearray) -> tuple[bytes | bytearray, np.ndarray | None, DataReport]:
-        """Digests by which rows are split, the number of answers of each row, and a note.
+    @property
+    def _whole_N(self) -> np.ndarray:
+        """Digest of each row."""
+        return np.frombuffer(self.wholes, dtype=_DIGEST)
 
-        Rows that continue others get one digest with them. Without such rows ``digests`` are unchanged, and
-        there are no numbers.
+    @property
+    def _beginnings(self) -> tuple[np.ndarray, np.ndarray]:
+        """Digest of each beginning, and its row."""
+        return np.frombuffer(self.beginnings, dtype=_DIGEST), np.asarray(self.row)
+
+    def merged(self, keyed: Keyed, rows_N: np.ndarray, held_out: Sequence[str]) -> tuple[Keyed, DataReport]:
+        """The rows ``rows_N`` of ``keyed``, in ascending order, for a split by hash, and a note.
+
+        Rows that continue others of them get one digest with them, and numbers of answers as lengths.
         """
-        begun_N, row_N = np.frombuffer(self.beginnings, dtype=_DIGEST), np.asarray(self.row)
-        wholes, first = np.unique(np.frombuffer(self.wholes, dtype=_DIGEST), return_index=True)
-        if not len(begun_N):
-            return digests, None, DataReport()
-        place_N = np.searchsorted(wholes, begun_N).clip(max=len(wholes) - 1)
-        found_N = wholes[place_N] == begun_N
+        chosen = keyed.select(rows_N)
+        if not self.beginnings:
+            return chosen, DataReport()
+        begun_N, row_N = self._beginnings
+        inside_N = np.isin(row_N, rows_N)
+        row_N = np.searchsorted(rows_N, row_N[inside_N])
+        found_N, shorter_N = _continued(self._whole_N[rows_N], begun_N[inside_N])
         if not found_N.any():
-            return digests, None, DataReport()
-        keys_N = np.frombuffer(digests, dtype=_DIGEST)
+            return chosen, DataReport()
+        keys_N, longer_N = np.frombuffer(chosen.digests, dtype=_DIGEST), row_N[found_N]
         answers_N = 1 + np.bincount(row_N, minlength=len(keys_N))
-        longer_N, shorter_N = row_N[found_N], first[place_N[found_N]]
         joined_N = _joined(keys_N, answers_N, longer_N, shorter_N)
         pairs = zip(keys_N[longer_N[joined_N]], keys_N[shorter_N[joined_N]], strict=True)
         new_N = _renamed(keys_N, [tuple(map(bytes, pair)) for pair in pairs])
         count = len(np.unique(longer_N[new_N[longer_N] == new_N[shorter_N]]))
-        note = (
-            f"{count} rows continue the conversation of another row and count as its repeats: they are in "
-            "one split with it, and validation and test have the longest of such rows alone"
-        )
-        report = DataReport({"continued_conversations": count}, (note,))
-        return new_N.tobytes(), answers_N, report
+        return replace(chosen, digests=new_N.tobytes(), lengths_N=answers_N), _note(count, held_out)
+
+    def check_given(self, rows: Mapping[str, np.ndarray], given: Sequence[str]) -> DataReport:
+        """Notes on rows of the ``given`` splits that a row of training continues, or that continue one."""
+        report = DataReport()
+        if not self.beginnings:
+            return report
+        begun_N, row_N = self._beginnings
+        for split in (split for split in given if split != TRAIN):
+            trained_N, held_N = np.isin(row_N, rows[TRAIN]), np.isin(row_N, rows[split])
+            continued_N = np.isin(self._whole_N[rows[split]], begun_N[trained_N])
+            continuing_N = np.isin(begun_N[held_N], self._whole_N[rows[TRAIN]])
+            counts = {"go on in": continued_N.sum(), "continue": len(np.unique(row_N[held_N][continuing_N]))}
+            for how, count in counts.items():
+                report += _shared(split, how, int(count), len(rows[split]))
+        return report
+
+
+def _note(count: int, held_out: Sequence[str]) -> DataReport:
+    have = "validation and test have" if TEST in held_out else "validation has"
+    note = (
+        f"{count} rows continue the conversation of another row and count as its repeats: they are in "
+        f"one split with it, and {have} the longest of such rows alone"
+    )
+    return DataReport({"continued_conversations": count}, (note,))
+
+
+def _shared(split: str, how: str, count: int, texts: int) -> DataReport:
+    note = f"{count} of {texts} texts of {split} {how} a text of train, as in the files"
+    counts = {f"{split}_texts_that_{how.replace(' ', '_')}_train": count}
+    return DataReport(counts, (note,) if count else ())
+
+
+def _continued(whole_N: np.ndarray, begun_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the beginnings are a row of their own, and the first such row of each that is."""
+    wholes, first = np.unique(whole_N, return_index=True)
+    place_N = np.searchsorted(wholes, begun_N).clip(max=len(wholes) - 1)
+    found_N = wholes[place_N] == begun_N
+    return found_N, first[place_N[found_N]]
 
 
 def _joined(

@@ -150,11 +150,10 @@ def read_files(name: str, files: TaskFiles, digest: str, naming: Naming, folder:
     if LABEL in layout.columns:
         classes, numbers, notes = reading.classes.finish()
         labels_N, report = numbers[labels_N], report + DataReport(notes=notes)
-    digests, lengths_N, growth = reading.growth.merged(reading.digests)
-    report += growth
-    keyed = Keyed(digests, labels_N, reading.place, classes, lengths_N)
+    keyed = Keyed(reading.digests, labels_N, reading.place, classes)
+    splits = [file.split for file in opened]
     try:
-        rows, splitting = _split(keyed, [file.split for file in opened], np.asarray(reading.file))
+        rows, splitting = _split(keyed, reading.growth, splits, np.asarray(reading.file))
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
     report += splitting
@@ -235,10 +234,12 @@ def _check_count(name: str, reading: _Reading, are_split: bool) -> None:
     raise DataError(f"{name} has {used} rows{left_out}; {needed}")
 
 
-def _split(keyed: Keyed, split_of_file: Sequence[str], file_N: np.ndarray) -> tuple[Rows, DataReport]:
+def _split(
+    keyed: Keyed, growth: Growth, split_of_file: Sequence[str], file_N: np.ndarray
+) -> tuple[Rows, DataReport]:
     """Rows of each split: by hash for a single file, else as given."""
     if WHOLE in split_of_file:
-        rows, report = split_by_text(keyed)
+        rows, report = _by_hash(keyed, growth, np.arange(len(file_N)))
         return rows, report + conflicting_labels(keyed)
     rows = {}
     for split in dict.fromkeys(split_of_file):
@@ -251,8 +252,18 @@ def _split(keyed: Keyed, split_of_file: Sequence[str], file_N: np.ndarray) -> tu
     report, given = DataReport(), tuple(rows) if VALIDATION in rows else (TEST,)
     if VALIDATION not in rows:
         train = rows[TRAIN]
-        inner, report = split_by_text(keyed.select(train), (VALIDATION,))
-        rows |= {split: train[indices] for split, indices in inner.items()}
+        inner, report = _by_hash(keyed, growth, train, (VALIDATION,))
+        rows |= inner
         count = f"{len(rows[VALIDATION])} of {len(train)} training rows"
         report += DataReport(notes=(f"no validation data were given: {count}, chosen by hash, validate",))
-    return rows, report + check_given(rows, keyed, given) + conflicting_labels(keyed)
+    report += check_given(rows, keyed, given) + growth.check_given(rows, given)
+    return rows, report + conflicting_labels(keyed)
+
+
+def _by_hash(
+    keyed: Keyed, growth: Growth, rows_N: np.ndarray, held_out: Sequence[str] = (TEST, VALIDATION)
+) -> tuple[Rows, DataReport]:
+    """The rows ``rows_N`` split by the hash of their texts, those that continue each other together."""
+    chosen, report = growth.merged(keyed, rows_N, held_out)
+    rows, splitting = split_by_text(chosen, held_out)
+    return {split: rows_N[indices] for split, indices in rows.items()}, report + splitting
