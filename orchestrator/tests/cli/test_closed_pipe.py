@@ -1,4 +1,4 @@
-"""A reader that closes the pipe, such as ``head``, ends a command quietly and its runs as KILLED."""
+"""A closed pipe ends a command quietly and its runs as KILLED; a closed output keeps the exit code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from bitrank.terminal import READER_GONE, until_reader_is_gone
+from bitrank.cli.display import Progress
+from bitrank.terminal import READER_GONE, console, until_reader_is_gone
 from bitrank.tracking.store import Store
 from mlflow import MlflowClient
 
@@ -72,3 +73,52 @@ def test_a_broken_pipe_of_another_cause_is_an_error() -> None:
     with pytest.raises(BrokenPipeError):
         until_reader_is_gone(command)
     assert until_reader_is_gone(lambda: 0) == 0 and READER_GONE == 141
+
+
+def shell(line: str, folder: Path) -> tuple[int, str]:
+    """Exit code and standard error of ``line``, where ``bitrank`` is the command with a buffered output."""
+    done = subprocess.run(
+        ["sh", "-c", f'bitrank() {{ "$PYTHON" -m bitrank "$@"; }}; {line}'],
+        cwd=folder,
+        env=os.environ | {"PYTHON": sys.executable, "PYTHONUNBUFFERED": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+def test_closed_output_keeps_the_exit_code(tmp_path: Path) -> None:
+    assert shell("bitrank doctor --help >&-", tmp_path) == (0, "")
+    code, error = shell("bitrank run --config B-FP --task nosuch >&-", tmp_path)
+    assert code == 2 and error.startswith("bitrank: unknown task 'nosuch'") and error.count("\n") == 1
+
+
+def test_closed_error_output_writes_nothing_to_the_output(tmp_path: Path) -> None:
+    line = "bitrank run --config B-FP --task nosuch 2>&- >out; echo $? >code"
+    shell(line, tmp_path)
+    assert (tmp_path / "out").read_text() == "" and (tmp_path / "code").read_text() == "2\n"
+
+
+def test_progress_needs_no_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert Progress([]) and console().width == 160
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            "doctor --help",
+            "cannot write the output: No space left on device; send it to another file or to a pipe",
+        ),
+        (
+            "list",
+            "the disk is full; free space, or send the output, --store, --results or BITRANK_CACHE elsewhere",
+        ),
+    ],
+)
+def test_output_on_a_full_disk_is_a_failure_in_one_line(tmp_path: Path, arguments: str, said: str) -> None:
+    assert shell(f"bitrank {arguments} >/dev/full", tmp_path) == (1, f"bitrank: {said}\n")
+    assert shell("bitrank doctor --help >/dev/full 2>&1", tmp_path) == (1, "")

@@ -71,7 +71,8 @@ def _run(argv: Sequence[str] | None) -> int:
         if isinstance(error, BrokenPipeError) and closed_streams():
             raise
         if not is_user_error(error) and (problem := disk_problem(error)):
-            advice = "free space, or give another folder with --store, --results or BITRANK_CACHE"
+            # Errors of writing name no file: it may be the one that standard output goes to.
+            advice = "free space, or send the output, --store, --results or BITRANK_CACHE elsewhere"
             print(f"bitrank: {masked(problem)}; {advice}", file=sys.stderr)
             return FAILED if is_full_disk(error) else BAD_INPUT
         if not is_user_error(error):
