@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 from bitrank.cli.main import main
 from bitrank.cli.plan_page import page_path
+from bitrank.cli.plan_save import check_plan_file
+from bitrank.errors import UserError
 from bitrank.spec.make_spec import name_of_plan
+from bitrank.spec.plan_file import save_plan
 
 PLAN = ("plan", "--profile", "smoke", "--task", "toy_sentences", "--ranks", "2,4,8")
 
@@ -52,6 +55,17 @@ def test_a_file_of_something_else_is_not_replaced_by_a_plan(
     assert main([*PLAN, "--budget", "9bits", "--save", "thesis.json"]) == 2
     assert f"got {taken}, which is something else and would be replaced" in capsys.readouterr().err
     assert [(path.name, path.read_text()) for path in place.iterdir()] == [(taken, content)]
+
+
+def test_the_longest_name_that_can_be_written_is_taken(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.getpid", lambda: 2**22 - 1)
+    longest = place / f"{'p' * 241}.json"
+    check_plan_file(longest)
+    save_plan({"precision": {}, "ranks": {}}, longest)
+    assert [path.name for path in place.iterdir()] == [longest.name]
+    for name in (f"p{longest.name}", "p" * 242):  # the page of the second one ends in .html
+        with pytest.raises(UserError, match="File name too long"):
+            check_plan_file(place / name)
 
 
 def test_a_figure_of_something_else_is_not_replaced_by_a_curve(capsys: Any, place: Path) -> None:

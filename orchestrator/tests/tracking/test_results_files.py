@@ -67,6 +67,18 @@ def test_a_long_name_is_cut_to_one_that_files_can_have(tmp_path: Path) -> None:
     assert all(name.startswith("results_B-FP_文") and 243 < len(name.encode()) <= 246 for name in names)
 
 
+def test_the_longest_name_is_written_by_the_highest_process_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux counts process ids up to 2²²; the check refused names that could be written."""
+    monkeypatch.setattr("os.getpid", lambda: 2**22 - 1)
+    spec = replace(make_spec(PROFILES["smoke"], "B-FP", "toy_sentences"), task=f"/data/{'a' * 228}.csv")
+    check_results(tmp_path, [spec])
+    write_results([(spec, FIGURES, "done")], tmp_path)
+    (path,) = tmp_path.glob("results_*.json")
+    assert path.name == f"results_B-FP_{'a' * 228}.json" and len(path.name) == 246
+
+
 def test_a_folder_that_cannot_hold_the_names_is_refused_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

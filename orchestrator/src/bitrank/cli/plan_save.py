@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-
-from bitrank_data import write_atomically
 
 from bitrank.cli.plan_page import is_plan_page, page_path
 from bitrank.errors import UserError
@@ -32,7 +31,7 @@ def check_plan_file(path: Path) -> None:
                     f"expected a new file or an earlier plan for --save, got {place}, which is something "
                     "else and would be replaced; give another name"
                 )
-        _check_writable(path)
+        _check_writable(page_path(path))  # its name is at least as long as that of the plan
     except OSError as error:
         raise UserError(
             f"cannot write the plan to {path}: {error.strerror}; give another path with --save"
@@ -73,9 +72,12 @@ def make_plans_folder(folder: Path) -> None:
 
 
 def _check_writable(path: Path) -> None:
-    """Write a file beside ``path`` and remove it: only this finds every reason of a full or closed disk."""
-    trial = path.with_name(f".{path.name}.writable")
+    """Write the temporary file of ``path`` and remove it: only this finds every reason of a closed disk.
+
+    A file of another name could be too long where that of the plan is not.
+    """
+    trial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        write_atomically(trial, "")
+        trial.write_bytes(b"")
     finally:
         trial.unlink(missing_ok=True)

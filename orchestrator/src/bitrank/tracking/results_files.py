@@ -22,6 +22,7 @@ from bitrank.spec.task_kinds import task_metrics
 _ALL = "all_results.json"
 # Bytes of a file's name: file systems take 255, and a temporary file has two dots and a process id more.
 _LONGEST = 246
+_TRIAL = "trying"  # with its dot as long as "results"
 # Summary column → key of the result, after the columns of quality: size first, then cost.
 _COSTS = {
     "model_mib": "model/mib",
@@ -120,9 +121,10 @@ def check_results(folder: Path, specs: Sequence[RunSpec] = ()) -> None:
     longest = max((name.removeprefix("results") for name in names), key=_size, default="")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Another command may check at the same time. The name is as long as the longest that follows.
-        write_atomically(folder / f".writable{longest}", "")
-        (folder / f".writable{longest}").unlink(missing_ok=True)
+        # As long as the longest name that follows; another command may check at the same time.
+        trial = folder / f".{_TRIAL}{longest}"
+        write_atomically(trial, "")
+        trial.unlink(missing_ok=True)
     except OSError as error:
         raise _unwritable(folder, error) from error
 
