@@ -75,6 +75,13 @@ def test_a_figure_of_something_else_is_not_replaced_by_a_curve(capsys: Any, plac
     assert [(path.name, path.read_text()) for path in place.iterdir()] == [("curve.png", "mine")]
 
 
+def test_a_file_of_something_else_is_not_replaced_by_the_plan_of_a_budget(capsys: Any, place: Path) -> None:
+    (place / "plan-B-Q4.json").write_text('{"mine": 1}')
+    assert main([*PLAN, "--budgets", "9bits,=B-Q4", "--save", "."]) == 2
+    assert "got plan-B-Q4.json, which is something else and would be replaced" in capsys.readouterr().err
+    assert [(path.name, path.read_text()) for path in place.iterdir()] == [("plan-B-Q4.json", '{"mine": 1}')]
+
+
 def test_plans_of_an_earlier_curve_are_replaced(place: Path) -> None:
     for budget in ("9bits", "12bits"):
         assert main([*PLAN, "--budgets", budget, "--save", "curve"]) == 0

@@ -35,9 +35,9 @@ def show_curve(arguments: argparse.Namespace, outline: bool) -> int:
             "--matrices lists the matrices of one plan: give --budget, or leave --matrices out (the files of "
             "--save have every matrix)"
         )
-    if arguments.save is not None:
-        make_plans_folder(arguments.save)
     budgets = list(dict.fromkeys(arguments.budgets))
+    if arguments.save is not None:
+        make_plans_folder(arguments.save, map(_plan_file, budgets))
     request = plan_request(arguments, budgets[0])
     spec = config_spec(arguments) if outline else measured_spec(arguments)
     check_runtime(request.runtime, spec, outline)
@@ -70,11 +70,11 @@ def show_curve(arguments: argparse.Namespace, outline: bool) -> int:
 
 def _plan_files(curve: Curve) -> dict[str, str]:
     """Budget → file name of its plan, for budgets with a plan."""
-    return {
-        point.budget: f"plan-{re.sub(r'[^A-Za-z0-9.]+', '-', point.budget).strip('-')}.json"
-        for point in curve.points
-        if point.plan is not None
-    }
+    return {point.budget: _plan_file(point.budget) for point in curve.points if point.plan is not None}
+
+
+def _plan_file(budget: str) -> str:
+    return f"plan-{re.sub(r'[^A-Za-z0-9.]+', '-', budget).strip('-')}.json"
 
 
 def _save(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from bitrank.cli.plan_page import is_plan_page, page_path
@@ -25,17 +26,21 @@ def check_plan_file(path: Path) -> None:
         )
     name_of_plan(path)
     try:
-        for place, is_earlier in ((path, _is_plan), (page_path(path), is_plan_page)):
-            if place.exists() and place.stat().st_size and not is_earlier(place):
-                raise UserError(
-                    f"expected a new file or an earlier plan for --save, got {place}, which is something "
-                    "else and would be replaced; give another name"
-                )
+        _check_replaceable(path, _is_plan)
+        _check_replaceable(page_path(path), is_plan_page)
         _check_writable(page_path(path))  # its name is at least as long as that of the plan
     except OSError as error:
         raise UserError(
             f"cannot write the plan to {path}: {error.strerror}; give another path with --save"
         ) from error
+
+
+def _check_replaceable(path: Path, is_earlier: Callable[[Path], bool]) -> None:
+    if path.exists() and path.stat().st_size and not is_earlier(path):
+        raise UserError(
+            f"expected a new file or an earlier plan for --save, got {path}, which is something else and "
+            "would be replaced; give another name"
+        )
 
 
 def _is_plan(path: Path) -> bool:
@@ -51,10 +56,11 @@ def _has_any(path: Path, *keys: str) -> bool:
     return isinstance(content, dict) and not content.keys().isdisjoint(keys)
 
 
-def make_plans_folder(folder: Path) -> None:
-    """Make the folder of the plans of several budgets.
+def make_plans_folder(folder: Path, plans: Iterable[str]) -> None:
+    """Make the folder of the files ``plans`` of several budgets.
 
-    Raises :class:`UserError` if it cannot be written, or has files of something else with the curve's names.
+    Raises :class:`UserError` if it cannot be written, or has files of something else with the names of the
+    curve or of ``plans``.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,6 +70,8 @@ def make_plans_folder(folder: Path) -> None:
                 f"expected a folder without {taken[0]}, or one with earlier plans, for --save, got {folder}, "
                 "where it is something else and would be replaced; give another folder"
             )
+        for name in plans:
+            _check_replaceable(folder / name, _is_plan)
         _check_writable(folder / "curve.json")
     except OSError as error:
         raise UserError(
