@@ -230,3 +230,15 @@ def test_plan_with_the_shapes_of_the_model_is_applied_and_attached() -> None:
     plan = {**PLAN, "shapes": {m.name: list(m.shape) for m in weight_matrices(model)}}
     bitrank.apply(model, plan)
     assert bitrank.attach(model, plan).peft_config["default"].r == 4
+
+
+def test_plan_is_attached_to_the_model_with_a_resized_vocabulary() -> None:
+    model = llama()
+    plan = {**PLAN, "shapes": {m.name: list(m.shape) for m in weight_matrices(model)}}
+    model.resize_token_embeddings(110)
+    with (
+        unchanged(model),
+        pytest.raises(UserError, match=r"embed_tokens of shape \(100, 64\), got \(110, 64\)"),
+    ):
+        bitrank.apply(model, plan)
+    assert bitrank.attach(model, plan).peft_config["default"].r == 4

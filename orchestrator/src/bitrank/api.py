@@ -51,7 +51,7 @@ from bitrank.spec.plan_file import check_plan_data, plan_data, read_plan
 from bitrank.spec.plan_file import save_plan as _save_plan
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.rule_interface import AttachOptions
-from bitrank.spec.rules import check_shapes
+from bitrank.spec.rules import check_adapted_shapes
 from bitrank.spec.run_spec import TUNED, RunSpec
 
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ def attach(
     config = config_of_plan(data, "the plan")
     chosen_init = init or data.get("init", config.settings.get("init", "default"))
     check_attachable(data, config, chosen_init, total_steps)
-    check_shapes(data["shapes"], plannable(model, new_heads(model)))
+    check_adapted_shapes(data, plannable(model, new_heads(model)))
     blocks = [m for m in weight_matrices(model) if m.adaptable]
     options = AttachOptions(
         scale=scale if isinstance(scale, AdapterScale) else _scale_of_runs(config, scale),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bitrank.errors import UserError
 from bitrank.spec.rule_interface import Adapters, AttachOptions, Formats, Ranks
@@ -218,6 +218,12 @@ def check_shapes(shapes: Mapping[str, Sequence[int]], matrices: Sequence[WeightM
                 f"this plan was made for a model of fewer blocks: {m.name} is not in it; make a plan for "
                 "this model"
             )
+
+
+def check_adapted_shapes(plan: Mapping[str, Any], matrices: Sequence[WeightMatrix]) -> None:
+    """As :func:`check_shapes` for the adapters of ``plan``, which fit a resized vocabulary too."""
+    unused = {m.name for m in matrices if not m.adaptable} - plan["ranks"].keys()
+    check_shapes({name: shape for name, shape in plan["shapes"].items() if name not in unused}, matrices)
 
 
 def _in_block(matrix: WeightMatrix) -> bool:
