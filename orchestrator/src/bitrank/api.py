@@ -57,6 +57,7 @@ from bitrank.spec.run_spec import TUNED, RunSpec
 if TYPE_CHECKING:
     from bitrank_analysis import ReadOnlyStore
     from peft import PeftModel
+    from torch.utils.data import DataLoader
 
 __all__ = ["apply", "attach", "load_plan", "open_store", "plan", "save_plan"]
 
@@ -152,7 +153,7 @@ def apply(
     quant_backend: str = "auto",
     compute_dtype: torch.dtype | None = None,
     quantizer: str | None = None,
-    inputs: Sequence[Mapping[str, Any]] = (),
+    inputs: Sequence[Mapping[str, Any]] | DataLoader[Any] = (),
 ) -> dict[str, Applied]:
     """Store the matrices of a transformers ``model`` in the plan's formats, in place.
 
@@ -166,8 +167,8 @@ def apply(
             other values as in ``bitrank run --set quant_backend=…``.
         compute_dtype: dtype of inputs and outputs of quantized layers; default: the model's dtype.
         quantizer: a key of ``bitrank_quant.QUANTIZERS``, the choice of codes and scales; default: the plan's.
-        inputs: batches of calibration data, arguments of ``model(**batch)`` on its device, for a quantizer
-            that reduces errors at the inputs of each layer. Their ``attention_mask`` marks padding.
+        inputs: a list or DataLoader of calibration batches, arguments of ``model(**batch)`` on its device,
+            for a quantizer that reduces errors at the inputs of each layer; ``attention_mask`` marks padding.
 
     Returns:
         Format and backend of every matrix. Gradients flow through quantized layers to their inputs, not to
@@ -188,7 +189,7 @@ def apply(
         >>> done["model.layers.0.mlp.up_proj"].format
         'int4-g64'
     """
-    check_apply_arguments(compute_dtype, inputs)
+    batches = check_apply_arguments(compute_dtype, inputs)
     data = given_plan(plan, "ranks")
     config = config_of_plan(data, "the plan")
     refuse_quantized_model(model, "apply the plan to a newly loaded one", "apply the plan to its base")
@@ -198,7 +199,7 @@ def apply(
     dtype = compute_dtype or next(p.dtype for p in model.parameters() if p.is_floating_point())
     own = config.settings.get("quantizer", RunSpec.quantizer)
     stored = stored_formats(formats, quant_backend)
-    encode = encoder_of(model, quantizer or data.get("quantizer", own), inputs, stored)
+    encode = encoder_of(model, quantizer or data.get("quantizer", own), batches, stored)
     applied = apply_precision(
         model,
         formats,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sized
 from numbers import Integral, Real
 from typing import Any
 
@@ -32,17 +32,24 @@ def check_plan_arguments(budget: object, options: Mapping[str, Any]) -> None:
     _expect(settings is None or is_spec, "settings", "fields by name, such as {'max_length': 256}", settings)
 
 
-def check_apply_arguments(compute_dtype: object, inputs: object) -> None:
-    """Raise :class:`UserError` for a type that :func:`bitrank.api.apply` does not take."""
+def check_apply_arguments(compute_dtype: object, inputs: object) -> list[Mapping[str, Any]]:
+    """The batches of ``inputs``, read once: a loader that shuffles would give others at each pass.
+
+    Raises :class:`UserError` for a type that :func:`bitrank.api.apply` does not take.
+    """
     is_dtype = compute_dtype is None or isinstance(compute_dtype, torch.dtype)
     _expect(is_dtype, "compute_dtype", "a dtype such as torch.bfloat16", compute_dtype)
-    are_batches = isinstance(inputs, Collection) and all(isinstance(batch, Mapping) for batch in inputs)
+    batches: list[Any] | None = None
+    # A DataLoader has a length and no `in`, so it is no Collection.
+    if isinstance(inputs, Iterable) and isinstance(inputs, Sized) and not isinstance(inputs, Mapping | str):
+        batches = list(inputs)
     _expect(
-        are_batches and not isinstance(inputs, Mapping),
+        batches is not None and all(isinstance(batch, Mapping) for batch in batches),
         "inputs",
-        "a list of batches, such as [{'input_ids': ids}]",
+        "a list or DataLoader of batches, such as [{'input_ids': ids}]",
         inputs,
     )
+    return batches or []
 
 
 def check_attach_arguments(scale: object, heads: object, total_steps: object, seed: object) -> None:

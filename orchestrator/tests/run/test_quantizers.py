@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from bitrank_quant import (
     weight_matrices,
 )
 from bitrank_trainer import ALONE
+from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
 TASKS = {"toy_articles": "tiny-llama", "toy_sentences": "tiny-bert"}
@@ -177,6 +179,31 @@ def test_apply_with_inputs_reduces_the_output_error_of_a_layer() -> None:
         layer, own = model.get_submodule(name), floats.get_submodule(name)
         errors[quantizer] = float((layer(seen[0]) - own(seen[0])).norm())
     assert errors["gptq"] < errors["search"] < errors["rtn"]
+
+
+def test_apply_with_a_loader_gives_the_codes_of_its_list() -> None:
+    rows = [{"input_ids": ids} for ids in torch.arange(96).view(8, 12)]
+    name = "model.layers.0.mlp.up_proj"
+    loader: DataLoader[Any] = DataLoader(rows, batch_size=3)  # type: ignore[arg-type]
+    made = {}
+    for kind, inputs in {"loader": loader, "list": list(loader)}.items():
+        model = llama()
+        bitrank.apply(model, {"precision": {name: "int2-g64"}, "quantizer": "gptq"}, inputs=inputs)
+        made[kind] = stored_weight(model.get_submodule(name))
+    assert torch.equal(made["loader"], made["list"])
+
+
+def test_a_loader_that_shuffles_is_read_once() -> None:
+    batch = {"input_ids": torch.arange(96).view(2, 48)}
+
+    class Once(list[Any]):
+        """Batches that end after the first pass."""
+
+        def __iter__(self) -> Iterator[Any]:
+            yield from [self.pop() for _ in range(len(self))]
+
+    plan = {"precision": {"model.layers.0.mlp.up_proj": "int2-g64"}, "quantizer": "gptq"}
+    assert bitrank.apply(llama(), plan, inputs=Once([batch]))
 
 
 def test_error_of_apply_without_inputs_names_the_need_of_the_quantizer() -> None:
