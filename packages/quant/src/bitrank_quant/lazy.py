@@ -45,6 +45,9 @@ class LazyWeight(Tensor):
     Metadata costs nothing, ``F.embedding`` decodes the rows that it looks up, and every other operation
     decodes the whole matrix. In-place changes, also of ``data``, raise :class:`QuantError`: they would change
     a decoded copy and not the codes, as PEFT's ``merge_and_unload`` does, which then drops the adapter.
+
+    It is no start of a parameter: ``nn.Parameter`` needs the values, which
+    ``nn.Parameter(stored_weight(layer).clone())`` has (without ``clone``, 16-bit layers share theirs).
     """
 
     _quantized: QuantWeight

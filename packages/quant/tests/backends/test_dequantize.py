@@ -34,6 +34,16 @@ def test_the_decoded_matrix_reproduces_the_output_of_the_layer(backend: str, nam
     assert (got - expected).norm() < 0.01 * expected.norm()
 
 
+@pytest.mark.parametrize(("backend", "name"), BACKENDS_AND_FORMATS)
+def test_a_parameter_starts_from_the_stored_weight(backend: str, name: str) -> None:
+    linear = nn.Linear(128, 64, bias=False, dtype=torch.bfloat16).requires_grad_(False)
+    layer = BACKENDS[backend].make(linear, parse_format(name), torch.bfloat16)
+    made = nn.Parameter(stored_weight(layer).clone())
+    assert type(made) is nn.Parameter and made.requires_grad and torch.equal(made, stored_weight(layer))
+    made.data.zero_()
+    assert stored_weight(layer).any()
+
+
 def test_rows_that_end_within_a_byte_are_decoded_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bitrank_quant.backends.reference._PRODUCT", 120)
     x_NI = torch.randn(5, 12)

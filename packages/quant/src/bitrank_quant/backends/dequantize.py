@@ -35,8 +35,9 @@ def decoder(layer: nn.Module) -> Decode | None:
 def stored_weight(layer: nn.Module) -> Tensor:
     """The (out, in) matrix stored in ``layer``, in its compute dtype, for every backend.
 
-    An LLM.int8() layer quantizes activations besides. Raises :class:`QuantError` for an unknown kind of
-    layer.
+    ``nn.Parameter(stored_weight(layer).clone())`` is a parameter that starts from it; without ``clone``, one
+    of a layer in 16 bits shares its memory. An LLM.int8() layer quantizes activations besides. Raises
+    :class:`QuantError` for an unknown kind of layer.
     """
     backend = backend_of(layer)
     if backend is not None:

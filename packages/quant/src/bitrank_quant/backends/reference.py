@@ -152,7 +152,10 @@ class QuantLinear(nn.Linear):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """The (out, in) matrix, decoded at each use of its values (see :mod:`~bitrank_quant.lazy`)."""
+        """The (out, in) matrix, decoded at each use of its values (see :mod:`~bitrank_quant.lazy`).
+
+        A parameter starts from ``stored_weight(layer).clone()`` instead.
+        """
         return LazyWeight(self.quantized)
 
     def forward(self, input: Tensor) -> Tensor:
