@@ -136,7 +136,9 @@ bind() {
 share() {
     local word prefix name before=""
     command=()
-    for word in "$@"; do
+    [ $# -gt 0 ] || return 0
+    command=("$1") # the name of a command, which a folder such as "paper" may have too
+    for word in "${@:2}"; do
         prefix=""
         # --option=PATH and, of --set, KEY=PATH
         if [ ! -e "$word" ] && [[ $word =~ ^[A-Za-z_-]+= ]]; then prefix=${word%%=*}= word=${word#*=}; fi
@@ -165,15 +167,49 @@ read_only() {
     local rest=$1 part found=""
     while part=${rest%%,*}; do
         seen=$part
-        if ! is_inside "$part" && [ -e "$part" ] && ! below "$part"; then
+        if ! is_inside "$part" && [ -e "$part" ] && { ! below "$part" || leaves "$full"; }; then
             seen=/input$full
             bind "$full" "$seen" ,readonly
+            bind_links "$full"
         fi
         found+=$seen
         [[ $rest == *,* ]] || break
         found+=, rest=${rest#*,}
     done
     seen=$found
+}
+
+# Set "place" to where a link of a folder that is bound below /input leads in the container.
+follow() {
+    local text
+    text=$(readlink -- "$1")
+    case "$text" in
+        /*) place=$text ;;
+        *) place=/input$(cd -- "${1%/*}/$(dirname -- "$text")" && pwd)/$(basename -- "$text") ;;
+    esac
+}
+
+# Whether a link among the entries of a folder leads out of the current folder, or to the host's name of it.
+leaves() {
+    local link
+    [ -d "$1" ] || return 1
+    while IFS= read -r link; do
+        [ -e "$link" ] || continue
+        follow "$link"
+        [[ $place == /input"$here"/* ]] || return 0
+    done < <(find "$1" -maxdepth 1 -type l)
+    return 1
+}
+
+# Bind the targets of links among the entries of a folder: the files of a model in a hub's cache are such links.
+bind_links() {
+    local link
+    [ -d "$1" ] || return 0
+    while IFS= read -r link; do
+        [ -e "$link" ] || continue
+        follow "$link"
+        [[ $place == /input"$1"/* ]] || bind "$(readlink -f -- "$link")" "$place" ,readonly
+    done < <(find "$1" -maxdepth 1 -type l)
 }
 
 # Set "seen" to a path that is written. Outside the current folder only a folder that exists keeps it.
@@ -192,8 +228,7 @@ below() {
     while [ ! -e "$path" ]; do absent=/$(basename -- "$path")$absent path=$(dirname -- "$path"); done
     full=$(readlink -f -- "$path")$absent
     [[ $full/ == "$here"/* ]] || return 1
-    case "$1" in /* | .. | ../* | */..*) seen=/study${full#"$here"} ;; esac
-    [ ! -L "$path" ] || seen=/study${full#"$here"}
+    [ "$full" = "$here/$1" ] || seen=/study${full#"$here"} # links to the host's name of the folder lead nowhere
 }
 
 run_one() {

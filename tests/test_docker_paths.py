@@ -118,3 +118,70 @@ def test_results_outside_go_into_folders_that_exist_and_are_else_refused(
             done = call(engine, "bitrank", "plan", *given, folder=work)
             assert done.returncode == 2 and f"{value} lies outside the current folder" in done.stderr
     assert not (engine.parent / "arguments").exists()
+
+
+def test_a_path_through_a_link_is_that_of_its_target(engine: Path, work: Path) -> None:
+    """The host's name of the current folder, which an absolute link has, does not exist in the container."""
+    (work / "inner").symlink_to(work / "sub")
+    (work / "outer").symlink_to(work.parent / "other")
+    other = f"{work.parent}/other"
+    assert after_mounts(engine, work, "run", "B-FP", "inner/x.tsv") == [
+        *("bitrank:cpu", "run", "--config", "B-FP", "--task", "/study/sub/x.tsv")
+    ]
+    assert after_mounts(engine, work, "bitrank", "plan", "--save", "inner/new/p.json") == [
+        *("bitrank:cpu", "plan", "--save", "/study/sub/new/p.json")
+    ]
+    assert after_mounts(engine, work, "run", "B-FP", "outer/x.tsv") == [
+        *("--mount", f"type=bind,source={other}/x.tsv,target=/input{other}/x.tsv,readonly"),
+        *("bitrank:cpu", "run", "--config", "B-FP", "--task", f"/input{other}/x.tsv"),
+    ]
+
+
+def test_the_name_of_a_command_is_no_path(engine: Path, work: Path) -> None:
+    (work / "paper").symlink_to("../other")
+    assert after_mounts(engine, work, "bitrank", "paper") == ["bitrank:cpu", "paper"]
+
+
+def hub_snapshot(cache: Path) -> Path:
+    """A model as a hub's cache has it: its files are links to ``blobs``."""
+    snapshot = cache / "models--x" / "snapshots" / "abc"
+    for folder in (snapshot, cache / "models--x" / "blobs"):
+        folder.mkdir(parents=True)
+    (cache / "models--x/blobs/123").write_text("{}")
+    (snapshot / "config.json").symlink_to("../../blobs/123")
+    (snapshot / "own.txt").touch()
+    (snapshot / "again.txt").symlink_to("own.txt")
+    (snapshot / "gone.txt").symlink_to("../../blobs/456")
+    return snapshot
+
+
+def test_links_of_a_folder_outside_lead_to_their_targets(engine: Path, work: Path) -> None:
+    cache = work.parent / "hub"
+    snapshot = hub_snapshot(cache)
+    blob = f"{cache}/models--x/blobs/123"
+    assert after_mounts(engine, work, "bitrank", "plan", "--model", str(snapshot)) == [
+        *("--mount", f"type=bind,source={snapshot},target=/input{snapshot},readonly"),
+        *("--mount", f"type=bind,source={blob},target=/input{blob},readonly"),
+        *("bitrank:cpu", "plan", "--model", f"/input{snapshot}"),
+    ]
+
+
+def test_links_that_stay_in_the_working_folder_need_no_bind(engine: Path, work: Path) -> None:
+    snapshot = hub_snapshot(work / "hub").relative_to(work)
+    words = ["plan", "--model", str(snapshot)]
+    assert after_mounts(engine, work, "bitrank", *words) == ["bitrank:cpu", *words]
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_links_of_a_folder_inside_that_lead_out_are_bound(engine: Path, work: Path, absolute: bool) -> None:
+    """A relative link leads to the same place below /input, and an absolute one to the host's name."""
+    other = f"{work.parent}/other"
+    (work / "sub/y.tsv").symlink_to(f"{other}/x.tsv" if absolute else "../../other/x.tsv")
+    assert after_mounts(engine, work, "run", "B-FP", "sub") == [
+        *("--mount", f"type=bind,source={work}/sub,target=/input{work}/sub,readonly"),
+        *(
+            "--mount",
+            f"type=bind,source={other}/x.tsv,target={'' if absolute else '/input'}{other}/x.tsv,readonly",
+        ),
+        *("bitrank:cpu", "run", "--config", "B-FP", "--task", f"/input{work}/sub"),
+    ]
