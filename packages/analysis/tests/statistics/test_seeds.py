@@ -51,6 +51,34 @@ def test_significant_common_seed_effect_is_removed() -> None:
     assert spread.variance < 0.02 * values_AS.var(axis=1, ddof=1).mean()
 
 
+_ARMS_AS = np.array([[0.80, 0.83, 0.79], [0.84, 0.86, 0.82], [0.70, 0.72, 0.70], [0.75, 0.77, 0.73]])
+_WITH_SEED_EFFECT = _ARMS_AS + [0.0, 0.3, -0.1]
+
+
+@pytest.mark.parametrize("seeds", [(2, 3), (6, 7)])
+def test_arm_that_shares_at_most_one_seed_leaves_the_spread_of_others_unchanged(
+    seeds: tuple[int, ...],
+) -> None:
+    arms = [arm(str(row), list(values)) for row, values in enumerate(_WITH_SEED_EFFECT)]
+    alone, joined = seed_spread(arms), seed_spread([*arms, arm("extra", [0.6, 0.9], seeds)])
+    assert alone is not None and joined is not None
+    assert alone.prior_df == joined.prior_df == math.inf
+    differences = _WITH_SEED_EFFECT[1] - _WITH_SEED_EFFECT[0]
+    one, other = alone.error(differences, size=2.0), joined.error(differences, size=2.0)
+    assert (other.error, other.df) == pytest.approx((one.error, 6))
+    assert one.df == pytest.approx(6)
+
+
+def test_seed_that_no_other_arm_has_is_no_evidence_on_the_spread() -> None:
+    arms = [arm(str(row), list(values)) for row, values in enumerate(_WITH_SEED_EFFECT)]
+    without = seed_spread([*arms, arm("extra", [0.90, 0.66], (1, 2))])
+    joined = seed_spread([*arms, arm("extra", [0.90, 0.66, 0.1], (1, 2, 3))])
+    assert without is not None and joined is not None and joined.prior_df < math.inf
+    assert (joined.variance, joined.prior_df, joined.residual_df) == pytest.approx(
+        (without.variance, without.prior_df, without.residual_df)
+    )
+
+
 def test_collapsed_run_does_not_widen_other_arms() -> None:
     spread = seed_spread(
         [arm("a", [0.86, 0.861, 0.859]), arm("b", [0.80, 0.80, 0.798]), arm("c", [0.862, 0.86, 0.50])]

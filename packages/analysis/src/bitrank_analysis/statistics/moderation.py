@@ -28,6 +28,7 @@ from bitrank_analysis.statistics.intervals import Floats
 
 _FLOOR = 1e-5  # lower bound of a variance, relative to the mean: seeds that tie do not imply zero spread
 _SHOWN = 0.05  # p-value of a common effect of seeds below which it is removed
+_FREE = 1e-6  # degrees of freedom of an arm that are rounding of none
 _AGREE = 1e-6  # excess variance of log variances below which all arms share one variance
 
 
@@ -65,40 +66,50 @@ def seed_spread(arms: Iterable[ArmResults]) -> SeedSpread | None:
         return None
     quality_C = np.concatenate([arm.values_SN.sum(axis=1) / arm.weights_N.sum() for arm in several])
     arm_C = np.repeat(np.arange(len(several)), [len(arm.seeds) for arm in several])
-    residual_C, free_C = _residuals(
-        quality_C, arm_C, np.array([seed for arm in several for seed in arm.seeds])
-    )
-    residual_df = float(free_C.sum())
-    own_A = np.bincount(arm_C, residual_C**2) / np.maximum(np.bincount(arm_C, free_C), 1e-9)
-    own_df_A = np.bincount(arm_C).astype(np.float64) - 1
-    prior_df, prior = _prior(np.asarray(own_A, dtype=np.float64), own_df_A)
+    left_CC = _left(quality_C, arm_C, np.array([seed for arm in several for seed in arm.seeds]))
+    residual_C, residual_df = left_CC @ quality_C, float(np.trace(left_CC))
+    prior_df, prior = _prior(*_own(residual_C, left_CC, arm_C))
     pooled = float((residual_C**2).sum()) / residual_df
     return SeedSpread(pooled if prior_df == inf else prior, prior_df, residual_df)
 
 
-def _residuals(
-    quality_C: Floats, arm_C: NDArray[np.int64], seed_C: NDArray[np.int64]
-) -> tuple[Floats, Floats]:
-    """Residuals (C,) of quality and the share of a degree of freedom that each keeps.
+def _own(residual_C: Floats, left_CC: Floats, arm_C: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """Variance and degrees of freedom (Satterthwaite) of each arm whose residuals are free to vary.
+
+    Seeds that no other arm has explain an arm's runs in full if it shares at most one seed. Its residuals are
+    then 0 whatever its spread is, so they are no evidence on it.
+    """
+    found = []
+    for arm in range(arm_C.max() + 1):
+        own_C = arm_C == arm
+        block_SS = left_CC[np.ix_(own_C, own_C)]
+        free = float(np.trace(block_SS))
+        if free > _FREE:
+            found.append((float((residual_C[own_C] ** 2).sum()) / free, free**2 / float((block_SS**2).sum())))
+    variance_A, df_A = np.array(found).T
+    return variance_A, df_A
+
+
+def _left(quality_C: Floats, arm_C: NDArray[np.int64], seed_C: NDArray[np.int64]) -> Floats:
+    """Projection (C, C) of qualities on their residuals; its diagonal is the degrees of freedom of each run.
 
     The model is quality = arm, or quality = arm + seed if seeds have a common effect.
     """
     _, block_C = np.unique(seed_C, return_inverse=True)
     arms_CA, seeds_CS = np.eye(arm_C.max() + 1)[arm_C], np.eye(block_C.max() + 1)[block_C]
-    plain_C, plain_free_C = _least_squares(quality_C, arms_CA)
-    blocked_C, blocked_free_C = _least_squares(quality_C, np.hstack([arms_CA, seeds_CS]))
-    left, spent = float(blocked_free_C.sum()), float((plain_free_C - blocked_free_C).sum())
+    plain_CC, blocked_CC = _residual_maker(arms_CA), _residual_maker(np.hstack([arms_CA, seeds_CS]))
+    left = float(np.trace(blocked_CC))
+    spent = float(np.trace(plain_CC)) - left
     if left < 0.5 or spent < 0.5:
-        return plain_C, plain_free_C
-    rest = float((blocked_C**2).sum())
-    explained = float((plain_C**2).sum()) - rest
+        return plain_CC
+    rest = float(((blocked_CC @ quality_C) ** 2).sum())
+    explained = float(((plain_CC @ quality_C) ** 2).sum()) - rest
     shown = rest > 0 and stats.f.sf(explained / spent / (rest / left), spent, left) < _SHOWN
-    return (blocked_C, blocked_free_C) if shown else (plain_C, plain_free_C)
+    return blocked_CC if shown else plain_CC
 
 
-def _least_squares(quality_C: Floats, design_CP: Floats) -> tuple[Floats, Floats]:
-    hat_CC = design_CP @ np.linalg.pinv(design_CP)
-    return quality_C - hat_CC @ quality_C, 1 - np.diag(hat_CC)
+def _residual_maker(design_CP: Floats) -> Floats:
+    return np.eye(len(design_CP)) - design_CP @ np.linalg.pinv(design_CP)
 
 
 def _prior(variance_A: Floats, df_A: Floats) -> tuple[float, float]:
