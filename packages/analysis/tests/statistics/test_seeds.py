@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from bitrank_analysis.statistics.compare import compare_arms
 from bitrank_analysis.statistics.examples import ArmResults
 from bitrank_analysis.statistics.families import holm
 from bitrank_analysis.statistics.moderation import SeedSpread, seed_spread
@@ -52,7 +53,7 @@ def test_significant_common_seed_effect_is_removed() -> None:
 
 
 _ARMS_AS = np.array([[0.80, 0.83, 0.79], [0.84, 0.86, 0.82], [0.70, 0.72, 0.70], [0.75, 0.77, 0.73]])
-_WITH_SEED_EFFECT = _ARMS_AS + [0.0, 0.3, -0.1]
+_WITH_SEED_EFFECT = _ARMS_AS + np.array([0.0, 0.3, -0.1])
 
 
 @pytest.mark.parametrize("seeds", [(2, 3), (6, 7)])
@@ -135,10 +136,41 @@ def test_arms_with_one_seed_do_not_enter_the_spread() -> None:
     assert seed_spread([*two, arm("c", [0.1])]) == seed_spread(two)
 
 
-def test_equal_runs_have_no_spread() -> None:
-    spread = seed_spread([arm("a", [0.8, 0.8]), arm("b", [0.9, 0.9])])
+def test_seeds_that_tie_leave_a_spread_of_half_an_answer() -> None:
+    """24 of 40 right twice against 34 twice: ±t·√(2·(0.5/40)²/2) over seeds, not an interval of width 0."""
+    right_SN = np.zeros((2, 2, 40))
+    right_SN[0, 0, :24] = right_SN[0, 1, 3:27] = right_SN[1, 0, :34] = right_SN[1, 1, 2:36] = 1
+    arms = {name: ArmResults(name, "acc", (0, 1), right_SN[n], np.ones(40)) for n, name in enumerate("ab")}
+    spread, row = seed_spread(arms.values()), compare_arms(arms, ["a"]).iloc[0]
+    assert spread is not None and spread.variance == pytest.approx((0.5 / 40) ** 2)
+    half = stats.t.ppf(0.975, 2) * 0.5 / 40
+    assert (row["seed_low"], row["seed_high"]) == pytest.approx((0.25 - half, 0.25 + half))
+    assert row["low"] < row["seed_low"] + half / 2 and row["p"] > 0.001
+
+
+def test_equal_runs_of_a_language_model_have_the_spread_of_rounded_losses() -> None:
+    nats_N, tokens_N = np.linspace(90.0, 210.0, 30), np.full(30, 50.0)
+    arms = [
+        ArmResults(name, "ppl", (0, 1, 2), np.stack([factor * nats_N] * 3), tokens_N)
+        for name, factor in (("a", 1.0), ("b", 1.1))
+    ]
+    spread = seed_spread(arms)
     assert spread is not None
-    assert spread.error(np.array([0.1, 0.1]), size=2.0).error == pytest.approx(0.0, abs=1e-12)
+    assert np.sqrt(spread.variance) == pytest.approx(np.finfo(np.float32).eps * 1.05 * 3.0 / 2)
+
+
+def test_one_tied_arm_counts_as_a_spread_of_half_an_answer() -> None:
+    """An arm whose seeds tie does not disagree with arms whose seeds differ by one answer."""
+    right = [(30, 31), (28, 29), (26, 26), (33, 32)]
+    arms = [
+        ArmResults(
+            str(n), "acc", (0, 1), np.stack([np.arange(40.0) < count for count in counts]) * 1.0, np.ones(40)
+        )
+        for n, counts in enumerate(right)
+    ]
+    spread = seed_spread(arms)
+    assert spread is not None and spread.prior_df == math.inf
+    assert spread.variance == pytest.approx(3 * 0.5 / 40**2 / 4)
 
 
 @pytest.mark.parametrize("p", [[0.2], [0.01, 0.02, 0.02, 0.9, 0.012], list(np.linspace(0.0, 0.05, 12))])

@@ -10,6 +10,9 @@ disagree; each comparison then keeps its own variance.
 
 A seed's common effect on all arms cancels in their difference. It is removed if an F test shows that it
 exists; otherwise its removal would spread one collapsed run over all arms of its seed.
+
+Seeds of equal quality do not show that seeds have no effect: 24 right answers of 40 hide all spread below one
+answer. No spread is therefore below half the step from one quality to the next.
 """
 
 from __future__ import annotations
@@ -22,13 +25,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
+from bitrank_analysis.metrics import metric_of
 from bitrank_analysis.statistics.confidence import SeedError
 from bitrank_analysis.statistics.examples import ArmResults
 from bitrank_analysis.statistics.intervals import Floats
 
-_FLOOR = 1e-5  # lower bound of a variance, relative to the mean: seeds that tie do not imply zero spread
+_FLOOR = 1e-5  # lower bound of a variance in the prior, relative to the mean
 _SHOWN = 0.05  # p-value of a common effect of seeds below which it is removed
 _FREE = 1e-6  # degrees of freedom of an arm that are rounding of none
+_DECIMALS = 9  # of values of examples: later ones are rounding
 _AGREE = 1e-6  # excess variance of log variances below which all arms share one variance
 
 
@@ -68,9 +73,20 @@ def seed_spread(arms: Iterable[ArmResults]) -> SeedSpread | None:
     arm_C = np.repeat(np.arange(len(several)), [len(arm.seeds) for arm in several])
     left_CC = _left(quality_C, arm_C, np.array([seed for arm in several for seed in arm.seeds]))
     residual_C, residual_df = left_CC @ quality_C, float(np.trace(left_CC))
-    prior_df, prior = _prior(*_own(residual_C, left_CC, arm_C))
+    hidden = (_step(several) / 2) ** 2
+    variance_A, df_A = _own(residual_C, left_CC, arm_C)
+    prior_df, prior = _prior(np.maximum(variance_A, hidden), df_A)
     pooled = float((residual_C**2).sum()) / residual_df
-    return SeedSpread(pooled if prior_df == inf else prior, prior_df, residual_df)
+    return SeedSpread(max(pooled if prior_df == inf else prior, hidden), prior_df, residual_df)
+
+
+def _step(arms: list[ArmResults]) -> float:
+    """Smallest step between qualities: one right answer more; of losses, their precision in 32 bits."""
+    values = np.concatenate([arm.values_SN.ravel() for arm in arms])
+    step = float(np.finfo(np.float32).eps) * float(np.abs(values).mean()) * arms[0].n
+    if not metric_of(arms[0].metric).is_log:
+        step = max(step, float(np.diff(np.unique(values.round(_DECIMALS))).min(initial=1.0)))
+    return step / float(arms[0].weights_N.sum())
 
 
 def _own(residual_C: Floats, left_CC: Floats, arm_C: NDArray[np.int64]) -> tuple[Floats, Floats]:
