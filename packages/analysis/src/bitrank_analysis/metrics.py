@@ -34,7 +34,7 @@ from bitrank_analysis.example_values import (
 class ChanceLevel:
     """Quality without learning: its ``level`` from the predictions of a run, and ``how`` it is reached.
 
-    The values of a metric with a chance level are 0 or 1 per example.
+    The values of a metric with a chance level are 0 or 1 per example: whether ``label`` is ``prediction``.
     """
 
     level: Callable[[pd.DataFrame], float]

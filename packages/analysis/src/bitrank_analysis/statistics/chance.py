@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pandas as pd
 from scipy import stats
 
 from bitrank_analysis.errors import AnalysisError
@@ -9,6 +11,7 @@ from bitrank_analysis.metrics import metric_of
 from bitrank_analysis.study import Study
 
 _NEAR = 0.05  # accuracy above chance that counts as learning even if a small test set shows no significance
+_DRAWS = 999  # random permutations of the predictions; p-values are multiples of 1/1000
 
 
 def chance_level(study: Study, task: str) -> float | None:
@@ -36,8 +39,10 @@ def how_reached(study: Study, task: str) -> str:
 def at_chance(study: Study, alpha: float = 0.05, task: str | None = None) -> list[str]:
     """Return a sentence for each run whose test quality is not above the chance level of its metric.
 
-    A run is listed if the exact binomial test at ``alpha`` is not significant and the quality is less than 5
-    points above that level. Runs without readable predictions are skipped.
+    A run is listed if the exact binomial test at ``alpha`` is not significant, the quality is less than 5
+    points above that level, and its predictions tell nothing about the labels: a classifier that finds half
+    of a rare class is little better than naming the most frequent one, but it has learned. Runs without
+    readable predictions are skipped.
     """
     found = []
     runs = study.runs if task is None else study.runs[study.runs["task"] == task]
@@ -52,10 +57,24 @@ def at_chance(study: Study, alpha: float = 0.05, task: str | None = None) -> lis
             continue  # loading the arms reports unreadable predictions
         share, count = metric.chance.level(rows), len(rows)
         shown = stats.binomtest(right, count, share, alternative="greater").pvalue < alpha
-        if share < 1 and not shown and right / count < share + _NEAR:
+        near = share < 1 and not shown and right / count < share + _NEAR
+        if near and not _tells(rows, alpha):
             found.append(
                 f"{run.run_name} ended at chance: {100 * right / count:.1f} % right, where "
                 f"{metric.chance.how} is right in {100 * share:.1f} %. Its training collapsed; means over "
                 "seeds include it."
             )
     return found
+
+
+def _tells(rows: pd.DataFrame, alpha: float) -> bool:
+    """Whether predictions are right more often than random permutations of them (a test at ``alpha``).
+
+    Permutations keep the frequency of each class, so predictions of one class are as good as all of theirs.
+    """
+    codes, _ = pd.factorize(pd.concat([rows["label"], rows["prediction"]]))
+    labels_N, predictions_N = np.split(codes, 2)
+    right = int((labels_N == predictions_N).sum())
+    random = np.random.default_rng(0)
+    drawn = (int((labels_N == random.permutation(predictions_N)).sum()) for _ in range(_DRAWS))
+    return (1 + sum(count >= right for count in drawn)) / (1 + _DRAWS) < alpha
