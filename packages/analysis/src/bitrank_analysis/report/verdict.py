@@ -80,17 +80,24 @@ def _why_not(task: Evidence, baseline: str) -> str:
 
 def _how_sure(evidence: Sequence[Evidence]) -> str:
     parts = [_power(task) for task in evidence if not task.comparisons.empty]
-    seeds = {int(task.arms["seeds"].max()) for task in evidence}
-    if seeds == {1}:
-        tail = "one seed was trained, so the variation between seeds is not known"
-    else:
-        tail = (
-            f"tests and intervals cover variation of examples and of seeds (up to {max(seeds)} were trained)"
-        )
+    tail = _covered(evidence)
     if not parts:
         return f"How sure: nothing was compared, and {tail}."
     family = "p values are corrected (Holm) for the number of comparisons of each task"
     return f"How sure: {'; '.join(parts)}; {tail}; {family}."
+
+
+def _covered(evidence: Sequence[Evidence]) -> str:
+    """The sources of variation that the comparisons cover: only seeds that both arms of a pair have count."""
+    compared = [task for task in evidence if not task.comparisons.empty]
+    trained = max(int(task.arms["seeds"].max()) for task in evidence)
+    common = {int(count) for task in compared for count in task.comparisons["seeds"]} or {trained}
+    if common == {1}:
+        which = "one seed was trained" if trained == 1 else "the arms of each pair have one seed in common"
+        return f"{which}, so the variation between seeds is not known"
+    alone = "; pairs with one common seed: examples alone" if 1 in common else ""
+    seeds = f"{max(common)} {'were trained' if max(common) == trained else 'in common'}"
+    return f"tests and intervals cover variation of examples and of seeds (up to {seeds}{alone})"
 
 
 def _power(task: Evidence) -> str:
