@@ -88,6 +88,28 @@ def test_cheapest_steps_down_by_least_loss_per_byte():
     assert sum(ladders.cheapest([0, 0], random)) == 1
 
 
+def test_nsga2_leaves_the_known_plans_of_a_small_problem():
+    """Steps from the few parents lead back to at most eight of the thousands of plans that fit."""
+    random = np.random.default_rng(0)
+    items = tuple(
+        Item(
+            f"m{i}",
+            tuple(
+                Option(f"int{b}", r, 100 * b + 10 * r, float(random.random() * (8 - b) / 8), 20 * r)
+                for b in (2, 4, 8)
+                for r in (0, 2, 4)
+            ),
+            ("attention", "ffn")[i % 2],
+            i // 2,
+            (64, 32),
+        )
+        for i in range(6)
+    )
+    for budget in (2400, 2580, 2800):
+        found = SEARCHES["nsga2"](Problem(items, budget), lambda plan: plan.cost, 40, 0)
+        assert found.evaluations == 40
+
+
 def test_proposals_for_a_language_model_are_fast():
     random = np.random.default_rng(0)
     formats, ranks = (2, 3, 4, 5, 6, 8), (2, 4, 8, 16, 32, 48, 64)

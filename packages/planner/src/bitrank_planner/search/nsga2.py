@@ -27,6 +27,7 @@ from bitrank_planner.search.ladders import Ladders, Places, step
 from bitrank_planner.search.optuna_import import quiet_optuna
 
 _PATIENCE = 200  # proposals in a row without a new plan before the search ends
+_STUCK = 50  # proposals in a row without a new plan; from then on random plans replace known children
 _TRIES = 10  # attempts to generate a child that is not known
 _PROPORTION = 40 / 12  # ratio of population to generations in QR-Adaptor
 _SHARE = 0.1  # share of the matrices that step in the first population
@@ -44,7 +45,8 @@ def nsga2(
     Population and number of generations keep QR-Adaptor's ratio of 40 to 12. The first population is the plan
     of :func:`~bitrank_planner.greedy` and variants with a tenth of the matrices one step away. A child takes
     each gene from one of two parents (binary tournaments); then each matrix steps with probability
-    1/matrices, at least one. Arguments, result and errors are those of
+    1/matrices, at least one. If only known plans are proposed for long, random plans on the same ladders
+    replace children that are known. Arguments, result and errors are those of
     :func:`~bitrank_planner.search.random_search`. Raises :class:`~bitrank_planner.PlanError` also if Optuna
     is not installed.
     """
@@ -75,6 +77,7 @@ class _OffspringGenerator:
         self._budget = budget
         self._ladders = ladders
         self._random = random
+        self._stuck = False
 
     def first(self, warm: Places, population: int) -> list[Places]:
         """The warm start and its variants."""
@@ -84,8 +87,11 @@ class _OffspringGenerator:
 
     def child(self, study: Any, space: dict[str, Any], parents: list[Any]) -> dict[str, int]:
         """Genes of a new plan; implements Optuna's ``child_generation_strategy``."""
-        for _ in range(_TRIES):
-            places = self._bred(self._parent(parents), self._parent(parents))
+        self._stuck = self._stuck or self._budget.repeats >= _STUCK
+        for attempt in range(2 * _TRIES if self._stuck else _TRIES):
+            # In a small problem every step from the few parents can lead back to known plans.
+            random = attempt >= _TRIES
+            places = self._ladders.random(self._random) if random else self._bred(parents)
             if not self._budget.has(self._ladders.choices(places)):
                 break
         return {name: gene for name, gene in _genes(places).items() if name in space}
@@ -99,7 +105,8 @@ class _OffspringGenerator:
         params = (other if beaten else one).params
         return [params[str(i)] for i in range(len(self._ladders.ladders))]
 
-    def _bred(self, one: Places, other: Places) -> Places:
+    def _bred(self, parents: list[Any]) -> Places:
+        one, other = self._parent(parents), self._parent(parents)
         places = [int(gene) for gene in np.where(self._random.random(len(one)) < 0.5, one, other)]
         count = max(1, int(self._random.binomial(len(one), 1 / len(one))))
         return self._ladders.cheapest(step(places, self._ladders.tops, count, self._random), self._random)
