@@ -242,3 +242,8 @@ def test_rank_map_has_planned_arms_whose_ranks_never_move(evidence: dict[str, Ev
     with_plan = replace(movies, runs=movies.runs.assign(family=planned))
     assert "Joint-3" not in FIGURES["rank-map"](movies).title
     assert "and Joint-3 give most rank to" in FIGURES["rank-map"](with_plan).title
+
+
+def test_the_eight_arms_of_a_study_of_planners_have_eight_colours() -> None:
+    arms = [f"{name}-3.5bits" for name in "abcdefgh"]
+    assert len({colour for colour, _ in style(arms).values()}) == 8

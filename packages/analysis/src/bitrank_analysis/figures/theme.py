@@ -20,7 +20,7 @@ STYLE = {
     "Joint-3": ("#D55E00", "cross"),
     "Plan-Q4": ("#7B3294", "triangle-right"),
 }
-_SPARE = ("#56B4E9", "#8C6BB1", "#8C6D1F", "#4D4D4D", "#117733", "#882255", "#332288")
+_SPARE = ("#56B4E9", "#8C6BB1", "#8C6D1F", "#4D4D4D", "#117733", "#882255", "#332288", "#44AA99")
 # Shapes with an area: points are drawn filled.
 _SPARE_SHAPES = (
     "triangle-right",
