@@ -112,3 +112,18 @@ def test_a_walk_over_the_rates_of_every_whole_grid_ends_at_its_best_rate_with_a_
         assert walked.rate == all_tried.rate
         tried, trained = tried + len(runs), trained + len(whole)
     assert (tried, trained) == (96, 140)
+
+
+def test_no_rate_beside_those_of_the_allocators_on_articles_has_a_smaller_loss() -> None:
+    folder = RESULTS / "allocators"
+    chosen = {
+        row["config"]: row["learning_rate"]
+        for row in json.loads((folder / "planning.json").read_text())["plans"]
+    }
+    known: dict[str, dict[float, float]] = {name: {} for name in chosen}
+    for name in ("rates.json", "rates-beyond.json"):
+        for row in json.loads((folder / name).read_text()):
+            known[row["config"]] |= {float(rate): loss for rate, loss in row["losses"].items()}
+    assert len(known) == 24
+    for config, losses in known.items():
+        assert len(losses) > 1 and min(losses, key=losses.__getitem__) == chosen[config], config
