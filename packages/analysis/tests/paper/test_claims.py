@@ -82,8 +82,8 @@ def test_as_good_as_includes_the_equivalence_test(maker: Any, tmp_path: Path) ->
             maker.classifier(name, right(3000, 2700 + seed), seed=seed)
     sentences = claims(evidence_in(tmp_path))
     assert sentences[0] == (
-        "Within 1 point of accuracy, B-Q4 (0.00 points [−0.09, +0.09]; seeds alone, of 2, [0.00, 0.00]; "
-        "equivalence p < 0.001) is as good "
+        "Within 1 point of accuracy, B-Q4 (0.00 points [−0.22, +0.22]; seeds alone, of 2, [−0.21, +0.21]; "
+        "equivalence p = 0.005) is as good "
         "as B-FP."
     )
     assert not any("out of reach" in sentence for sentence in sentences)
