@@ -219,7 +219,7 @@ def left_out(
     monkeypatch.setattr(study_rates, "resolve_hub_digests", lambda spec: spec)
     monkeypatch.setattr(study_rates, "open_jobs", lambda *_: (_Tracker(runs), []))
     (place / "results").mkdir()
-    request = replace(find_study("eight-bits", quick=False), rates=(0.3, 1.0))
+    request = replace(find_study("eight-bits", quick=False), rates=(0.3, 1.0), walks=False)
     options = Options("runs", place / "results", Execution())
     assert study_rates.tuned_specs([SPEC], request, options)[:2] == ([], {})
 
