@@ -158,10 +158,19 @@ def test_models_that_transformers_does_not_load_packed_are_rejected(
         EXPORTS[TARGET].check(run_of(tmp_path, name, task))
 
 
+def refusal(run: FinishedRun) -> str:
+    """Why the export refuses ``run``; empty if it accepts it."""
+    try:
+        EXPORTS[TARGET].check(run)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 @pytest.mark.parametrize("name", ["llama_tied", "mixtral", "gemma2", "qwen2", "phi3"])
 def test_models_that_transformers_loads_packed_are_accepted(tmp_path: Path, name: str) -> None:
-    EXPORTS[TARGET].check(run_of(tmp_path, name, "toy_articles"))
+    assert refusal(run_of(tmp_path, name, "toy_articles")) == ""
 
 
 def test_an_encoder_decoder_that_transformers_loads_packed_is_accepted(tmp_path: Path) -> None:
-    EXPORTS[TARGET].check(run_of(tmp_path, "bart", "toy_summaries"))
+    assert refusal(run_of(tmp_path, "bart", "toy_summaries")) == ""
